@@ -1,0 +1,1 @@
+//! The user branch: decoupled cross-attention's parameters, user projector, user dropout.

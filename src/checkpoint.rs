@@ -1,0 +1,1 @@
+//! Training state: write, fsync, rename.

@@ -1,0 +1,1 @@
+//! Schedules, targets, samplers and guidance.

@@ -1,0 +1,1 @@
+//! Adapter, prompts, users and seeds to images.

@@ -1,0 +1,1 @@
+//! PNG and JPEG to and from pixels, and the named preprocessings.

@@ -1,0 +1,1 @@
+//! Who executes the cells of a plan.

@@ -1,0 +1,50 @@
+//! `ppd`: a reproducible research harness for Personalized Preference Fine-tuning of diffusion models.
+//!
+//! **An experiment is a file. A run is a record. A table is a function of records.**
+//!
+//! The floors below import only from floors above them in this list (tests/suite/house.rs holds them to it).
+//!
+//! ```text
+//! ground        error units rng stats          plain values: no tensor, no file, no clock
+//! first floor   scenes nn models diffusion objective reward adapter      mathematics
+//! second floor  weights image data record checkpoint provenance          bytes and values
+//! third floor   spec train pretrain generate evaluate                    the work
+//! side wing     report                                                   reading only, no tensor
+//! roof          cmd                                                      prints, parses, exits
+//! ```
+//!
+//! Letters in shape comments: `B` batch, `C` channels, `H` height, `W` width, `N` tokens (positions), `D` token width.
+#![warn(missing_docs)]
+
+
+pub mod error;
+pub mod pixels;
+pub mod rng;
+pub mod stats;
+pub mod units;
+
+pub mod adapter;
+pub mod diffusion;
+pub mod models;
+pub mod nn;
+pub mod objective;
+pub mod reward;
+pub mod scenes;
+
+pub mod checkpoint;
+pub mod data;
+pub mod image;
+pub mod provenance;
+pub mod record;
+pub mod weights;
+
+pub mod evaluate;
+pub mod generate;
+pub mod launch;
+pub mod pretrain;
+pub mod spec;
+pub mod train;
+
+pub mod report;
+
+pub mod cmd;

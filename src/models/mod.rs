@@ -1,0 +1,1 @@
+//! The networks, in the layouts of their public checkpoints.

@@ -1,0 +1,1 @@
+//! What candle lacks, forward and backward.

@@ -1,0 +1,1 @@
+//! The desk models' own training loops.

@@ -1,0 +1,1 @@
+//! Where a run came from: git, machine, versions.

@@ -1,0 +1,1 @@
+//! Run records: write, flush, read back, refuse duplicates.

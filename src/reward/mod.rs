@@ -1,0 +1,1 @@
+//! Reward models: images and prompts in, one score each out.

@@ -1,0 +1,1 @@
+//! The desk world: caption grammar, renderer, measured style, population of users with known utilities.

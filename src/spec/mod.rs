@@ -1,0 +1,1 @@
+//! Experiment files to a plan of cells; every refusal happens here.

@@ -1,0 +1,1 @@
+//! Statistics over plain numbers: estimates, bootstrap intervals, proportions, contrasts.

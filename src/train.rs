@@ -1,0 +1,1 @@
+//! The one loop that fine-tunes a denoiser, for every objective.

@@ -1,0 +1,1 @@
+//! Weight files: safetensors and .pt, checked by digest.
