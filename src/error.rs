@@ -48,7 +48,7 @@ pub enum Error {
     #[error("{0}")]
     Judge(String),
     /// The operating system refused.
-    #[error("cannot {action} {path}: {source}", path = .path.display())]
+    #[error("cannot {action} {path}: {source}{}", way_out(.source), path = .path.display())]
     Io {
         /// What was attempted, a verb: `read`, `write`, `create`.
         action: &'static str,
@@ -77,6 +77,21 @@ impl Error {
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+/// What to do about a refusal of the system, where there is something to say.
+fn way_out(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind;
+    match source.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "; free some room (`ppd clean` shows what it would free), or choose another disk with --results DIR, then \
+             run the same command again: what is finished is kept"
+        }
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            "; make it writable, or choose another folder with --results DIR (or --figures DIR)"
+        }
+        _ => "",
     }
 }
 
