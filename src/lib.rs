@@ -16,7 +16,6 @@
 //! Letters in shape comments: `B` batch, `C` channels, `H` height, `W` width, `N` tokens (positions), `D` token width.
 #![warn(missing_docs)]
 
-
 pub mod error;
 pub mod pixels;
 pub mod rng;

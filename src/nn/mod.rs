@@ -1,1 +1,53 @@
-//! What candle lacks, forward and backward.
+//! What candle lacks, forward and backward: fused, vectorised operations that skip the gradients of frozen weights.
+//!
+//! Every function takes and returns candle tensors and is differentiable. On the CPU each is a custom operation over
+//! contiguous `f32` slices, vectorised at run time; on other devices the same formula is composed of candle's own
+//! differentiable primitives (candle's fused ones silently drop gradients). Tests hold the two against each other.
+//!
+//! A result never depends on the batch around a sample, nor on the number of threads: each row of an output is
+//! made by the same instructions in the same order. What this module does not do: choose an architecture, own a
+//! parameter, or touch a file.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Shape, Tensor};
+
+use crate::error::Error;
+
+mod activation;
+mod adamw;
+mod attention;
+mod conv;
+pub mod counting;
+mod linear;
+mod norm;
+mod slice;
+pub mod workers;
+
+pub use activation::{gelu_erf, quick_gelu};
+pub use adamw::*;
+pub use attention::{Mask, attention};
+pub use conv::{depth_to_space, depthwise_conv3x3, space_to_depth};
+pub use linear::linear;
+pub use norm::{grn, layer_norm};
+
+impl From<candle_core::Error> for Error {
+    fn from(error: candle_core::Error) -> Self {
+        // Backtraces that candle attaches where RUST_BACKTRACE is set would hide the sentence a person needs.
+        Self::Tensor(error.to_string().lines().next().unwrap_or_default().to_owned())
+    }
+}
+
+/// The result of an operation on tensors.
+pub type TensorResult<T = Tensor> = candle_core::Result<T>;
+
+/// Stands in for an absent optional argument of a three-argument custom operation.
+fn absent(like: &Tensor) -> TensorResult {
+    Tensor::zeros(0, like.dtype(), like.device())
+}
+
+/// True where the fused operations can run: single precision on the CPU.
+fn is_fused(xs: &Tensor) -> bool {
+    xs.device().is_cpu() && xs.dtype() == candle_core::DType::F32
+}
+
+#[cfg(test)]
+pub(crate) mod testing;

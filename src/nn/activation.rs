@@ -1,0 +1,114 @@
+//! Pointwise non-linearities.
+
+use super::*;
+
+/// The exact GELU, `x·Φ(x)`.
+///
+/// # Errors
+/// Where the tensor library refuses.
+pub fn gelu_erf(xs: &Tensor) -> TensorResult {
+    if is_fused(xs) { xs.contiguous()?.apply_op1(Pointwise::Gelu) } else { xs.gelu_erf() }
+}
+
+/// OpenAI CLIP's approximation, `x·σ(1.702 x)`.
+///
+/// # Errors
+/// Where the tensor library refuses.
+pub fn quick_gelu(xs: &Tensor) -> TensorResult {
+    if is_fused(xs) {
+        xs.contiguous()?.apply_op1(Pointwise::QuickGelu)
+    } else {
+        // Written with exp: candle's fused sigmoid has no gradient on every device.
+        xs.div(&((xs * -1.702)?.exp()? + 1.0)?)
+    }
+}
+
+enum Pointwise {
+    Gelu,
+    QuickGelu,
+}
+
+/// The error function to about 1e-7: a ratio of polynomials on [−4, 4], outside which f32 cannot tell erf from ±1.
+#[inline(always)]
+fn erf(x: f32) -> f32 {
+    let x = x.clamp(-4.0, 4.0);
+    let s = x * x;
+    let p = s.mul_add(-2.726_142_2e-10, 2.770_681_4e-8);
+    let p = s.mul_add(p, -2.101_024e-6);
+    let p = s.mul_add(p, -5.692_506_4e-5);
+    let p = s.mul_add(p, -7.349_906_3e-4);
+    let p = s.mul_add(p, -2.954_6e-3);
+    let p = s.mul_add(p, -1.609_603_3e-2);
+    let q = s.mul_add(-1.456_607_2e-5, -2.133_740_6e-4);
+    let q = s.mul_add(q, -1.682_827e-3);
+    let q = s.mul_add(q, -7.373_329e-3);
+    let q = s.mul_add(q, -1.426_473_9e-2);
+    x * p / q
+}
+
+#[inline(always)]
+fn normal_cdf(x: f32) -> f32 {
+    0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
+}
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + slice::exp(-x))
+}
+
+/// `(2π)^(−1/2)`, the height of the normal density.
+const NORMAL_PEAK: f32 = 0.398_942_3;
+
+impl CustomOp1 for Pointwise {
+    fn name(&self) -> &'static str {
+        "pointwise"
+    }
+
+    fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> TensorResult<(CpuStorage, Shape)> {
+        let x = slice::of(xs, layout)?;
+        let mut out = vec![0f32; x.len()];
+        slice::by_rows(&mut out, 1, |first, out| {
+            let x = &x[first..];
+            slice::simd(|| match self {
+                Self::Gelu => out.iter_mut().zip(x).for_each(|(y, &x)| *y = x * normal_cdf(x)),
+                Self::QuickGelu => out.iter_mut().zip(x).for_each(|(y, &x)| *y = x * sigmoid(1.702 * x)),
+            });
+        });
+        Ok((CpuStorage::F32(out), layout.shape().clone()))
+    }
+
+    fn bwd(&self, xs: &Tensor, _: &Tensor, grad: &Tensor) -> TensorResult<Option<Tensor>> {
+        slice::with(&[xs, grad], |slices| {
+            let [x, dy] = slices else { unreachable!("two tensors give two slices") };
+            let mut dx = vec![0f32; x.len()];
+            slice::by_rows(&mut dx, 1, |first, dx| {
+                let pairs = x[first..].iter().zip(&dy[first..]);
+                slice::simd(|| match self {
+                    Self::Gelu => dx.iter_mut().zip(pairs).for_each(|(dx, (&x, dy))| {
+                        let density = NORMAL_PEAK * slice::exp(-0.5 * x * x);
+                        *dx = dy * x.mul_add(density, normal_cdf(x));
+                    }),
+                    Self::QuickGelu => dx.iter_mut().zip(pairs).for_each(|(dx, (&x, dy))| {
+                        let s = sigmoid(1.702 * x);
+                        *dx = dy * (1.702 * x * s).mul_add(1.0 - s, s);
+                    }),
+                });
+            });
+            Tensor::from_vec(dx, xs.shape(), xs.device()).map(Some)
+        })?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn both_equal_their_composition_in_double_precision() {
+        let xs = (var(&[4001], 0).as_tensor() * 4.0).unwrap();
+        let xs = candle_core::Var::from_tensor(&xs).unwrap();
+        same(&gelu_erf(&xs).unwrap(), &in_double(&xs, |x| x.gelu_erf()), &[&xs], 1e-6);
+        same(&quick_gelu(&xs).unwrap(), &in_double(&xs, quick_gelu), &[&xs], 1e-6);
+    }
+}

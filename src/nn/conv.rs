@@ -1,0 +1,246 @@
+//! Convolutions over channels-last pictures: depthwise 3×3, and the rearrangements that make patches of pixels.
+
+use super::*;
+
+/// A depthwise 3×3 convolution with zero padding and stride 1.
+///
+/// # Shapes
+/// `xs` (B, H, W, C), `weight` (C, 1, 3, 3) as torch stores it, `bias` (C); result (B, H, W, C).
+///
+/// # Errors
+/// Where the shapes do not fit.
+pub fn depthwise_conv3x3(xs: &Tensor, weight: &Tensor, bias: &Tensor) -> TensorResult {
+    if !is_fused(xs) {
+        let (_, height, width, channels) = xs.dims4()?;
+        let padded = xs.pad_with_zeros(1, 1, 1)?.pad_with_zeros(2, 1, 1)?;
+        let taps = weight.reshape((channels, 9))?.t()?.contiguous()?; // (9, C)
+        let mut sum = xs.zeros_like()?.broadcast_add(bias)?;
+        for tap in 0..9 {
+            let shifted = padded.narrow(1, tap / 3, height)?.narrow(2, tap % 3, width)?;
+            sum = (sum + shifted.broadcast_mul(&taps.get(tap)?)?)?;
+        }
+        return Ok(sum);
+    }
+    xs.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Depthwise)
+}
+
+struct Depthwise;
+
+/// For each output pixel, calls `body(output, input)` with the offsets of one tap's pixels, row by row.
+#[inline(always)]
+fn taps(height: usize, width: usize, channels: usize, mut body: impl FnMut(usize, usize, usize, usize)) {
+    // body(tap, first output element, first input element, run of elements): a tap shifts a whole row at once.
+    for tap in 0..9 {
+        let (dy, dx) = (tap / 3, tap % 3);
+        let (left, run) = match dx {
+            0 => (1, width - 1),
+            1 => (0, width),
+            _ => (0, width - 1),
+        };
+        if run == 0 {
+            continue;
+        }
+        for y in 0..height {
+            if (dy == 0 && y == 0) || (dy == 2 && y + 1 == height) {
+                continue;
+            }
+            let out = (y * width + left) * channels;
+            let input = ((y + dy - 1) * width + left + dx - 1) * channels;
+            body(tap, out, input, run * channels);
+        }
+    }
+}
+
+/// Torch's (C, 1, 3, 3) as nine rows of C.
+fn by_tap(weight: &[f32], channels: usize) -> Vec<f32> {
+    (0..9 * channels).map(|i| weight[(i % channels) * 9 + i / channels]).collect()
+}
+
+#[inline(always)]
+fn multiply_rows(out: &mut [f32], x: &[f32], w: &[f32]) {
+    let channels = w.len();
+    for (out, x) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+        for ((out, x), w) in out.iter_mut().zip(x).zip(w) {
+            *out = x.mul_add(*w, *out);
+        }
+    }
+}
+
+impl CustomOp3 for Depthwise {
+    fn name(&self) -> &'static str {
+        "depthwise-conv3x3"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xs_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> TensorResult<(CpuStorage, Shape)> {
+        let (_, height, width, channels) = xs_layout.shape().dims4()?;
+        if weight_layout.shape().dims() != [channels, 1, 3, 3] || bias_layout.shape().dims() != [channels] {
+            candle_core::bail!("depthwise-conv3x3: {channels} channels, weight {:?}", weight_layout.shape());
+        }
+        let x = slice::of(xs, xs_layout)?;
+        let w = by_tap(slice::of(weight, weight_layout)?, channels);
+        let b = slice::of(bias, bias_layout)?;
+        let sample = height * width * channels;
+        let mut out = vec![0f32; x.len()];
+        slice::by_rows(&mut out, sample, |first, out| {
+            slice::simd(|| {
+                for (y, x) in out.chunks_exact_mut(sample).zip(x[first * sample..].chunks_exact(sample)) {
+                    y.chunks_exact_mut(channels).for_each(|y| y.copy_from_slice(b));
+                    taps(height, width, channels, |tap, out, input, run| {
+                        multiply_rows(
+                            &mut y[out..out + run],
+                            &x[input..input + run],
+                            &w[tap * channels..][..channels],
+                        );
+                    });
+                }
+            });
+        });
+        Ok((CpuStorage::F32(out), xs_layout.shape().clone()))
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> TensorResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (_, height, width, channels) = xs.dims4()?;
+        let device = xs.device();
+        let sample = height * width * channels;
+        slice::with(&[xs, weight, grad], |slices| {
+            let [x, w, dy] = slices else { unreachable!("three tensors give three slices") };
+            let by_taps = by_tap(w, channels);
+            let mut dx = vec![0f32; x.len()];
+            slice::by_rows(&mut dx, sample, |first, dx| {
+                slice::simd(|| {
+                    for (dx, dy) in dx.chunks_exact_mut(sample).zip(dy[first * sample..].chunks_exact(sample))
+                    {
+                        taps(height, width, channels, |tap, out, input, run| {
+                            let w = &by_taps[tap * channels..][..channels];
+                            multiply_rows(&mut dx[input..input + run], &dy[out..out + run], w);
+                        });
+                    }
+                });
+            });
+            let dw = weight
+                .track_op()
+                .then(|| {
+                    super::counting::weight_gradient();
+                    let mut rows = vec![0f32; 9 * channels];
+                    slice::simd(|| {
+                        for (x, dy) in x.chunks_exact(sample).zip(dy.chunks_exact(sample)) {
+                            taps(height, width, channels, |tap, out, input, run| {
+                                let dw = &mut rows[tap * channels..][..channels];
+                                let pixels = x[input..input + run].chunks_exact(channels);
+                                for (x, dy) in pixels.zip(dy[out..out + run].chunks_exact(channels)) {
+                                    for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
+                                        *dw = x.mul_add(*dy, *dw);
+                                    }
+                                }
+                            });
+                        }
+                    });
+                    let dw: Vec<f32> = (0..9 * channels).map(|i| rows[(i % 9) * channels + i / 9]).collect();
+                    Tensor::from_vec(dw, weight.shape(), device)
+                })
+                .transpose()?;
+            let db = bias
+                .track_op()
+                .then(|| {
+                    let mut db = vec![0f32; channels];
+                    slice::simd(|| {
+                        for dy in dy.chunks_exact(channels) {
+                            db.iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
+                        }
+                    });
+                    Tensor::from_vec(db, channels, device)
+                })
+                .transpose()?;
+            Ok((Some(Tensor::from_vec(dx, xs.shape(), device)?), dw, db))
+        })?
+    }
+}
+
+/// Gathers each `block × block` patch into the channels: the first half of a strided convolution.
+///
+/// # Shapes
+/// (B, H·s, W·s, C) to (B, H, W, s·s·C), the patch's rows outermost.
+///
+/// # Errors
+/// Where the sides are no multiples of `block`.
+pub fn space_to_depth(xs: &Tensor, block: usize) -> TensorResult {
+    let (b, h, w, c) = xs.dims4()?;
+    if h % block != 0 || w % block != 0 {
+        candle_core::bail!("space-to-depth: {h}×{w} is no multiple of {block}");
+    }
+    xs.reshape((b, h / block, block, w / block, block * c))? // (B, H, s, W, s·C)
+        .transpose(2, 3)?
+        .contiguous()?
+        .reshape((b, h / block, w / block, block * block * c))
+}
+
+/// The inverse of [`space_to_depth`]: the second half of a strided transposed convolution.
+///
+/// # Shapes
+/// (B, H, W, s·s·C) to (B, H·s, W·s, C).
+///
+/// # Errors
+/// Where the channels are no multiple of `block²`.
+pub fn depth_to_space(xs: &Tensor, block: usize) -> TensorResult {
+    let (b, h, w, c) = xs.dims4()?;
+    if c % (block * block) != 0 {
+        candle_core::bail!("depth-to-space: {c} channels are no multiple of {}", block * block);
+    }
+    xs.reshape((b, h, w, block, c / block))? // (B, H, W, s, s·C)
+        .transpose(2, 3)?
+        .contiguous()?
+        .reshape((b, h * block, w * block, c / (block * block)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn depthwise_equals_its_composition() {
+        for (h, w) in [(8, 8), (4, 5), (1, 3), (3, 1), (1, 1)] {
+            let (xs, k, b) = (var(&[2, h, w, 24], 0), var(&[24, 1, 3, 3], 1), var(&[24], 2));
+            let ours = depthwise_conv3x3(&xs, &k, &b).unwrap();
+            let theirs = depthwise_conv3x3(&double(&xs), &double(&k), &double(&b)).unwrap();
+            same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&xs, &k, &b], 3e-6);
+        }
+    }
+
+    #[test]
+    fn depthwise_equals_candles_grouped_convolution() {
+        let (xs, k, b) = (var(&[2, 5, 6, 8], 0), var(&[8, 1, 3, 3], 1), var(&[8], 2));
+        let ours = depthwise_conv3x3(&xs, &k, &b).unwrap();
+        let nchw = xs.permute((0, 3, 1, 2)).unwrap().contiguous().unwrap();
+        let theirs =
+            nchw.conv2d(&k, 1, 1, 1, 8).unwrap().permute((0, 2, 3, 1)).unwrap().broadcast_add(&b).unwrap();
+        same(&ours, &theirs.contiguous().unwrap(), &[&xs, &k, &b], 3e-6);
+    }
+
+    #[test]
+    fn rearrangements_are_inverse_and_patches_are_in_place() {
+        let xs = var(&[2, 4, 6, 3], 0);
+        let patches = space_to_depth(&xs, 2).unwrap();
+        assert_eq!(patches.dims(), [2, 2, 3, 12]);
+        assert_eq!(values(&depth_to_space(&patches, 2).unwrap()), values(&xs));
+        let first: Vec<f32> = values(&patches)[..12].to_vec();
+        let expected: Vec<f32> =
+            [0, 1, 2, 3, 4, 5, 18, 19, 20, 21, 22, 23].iter().map(|&i| values(&xs)[i]).collect();
+        assert_eq!(first, expected);
+    }
+}

@@ -1,0 +1,193 @@
+//! The affine map of the last axis, whose backward pass skips frozen weights.
+
+use super::*;
+
+/// `y = x·Wᵀ + b` over the last axis.
+///
+/// A weight that is no variable gets no gradient and costs none: with a frozen denoiser that saves a third of a step.
+///
+/// # Shapes
+/// `xs` (…, K), `weight` (N, K), `bias` (N); result (…, N).
+///
+/// # Errors
+/// Where the shapes do not fit.
+pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> TensorResult {
+    if !is_fused(xs) {
+        let flat = xs.flatten_to(xs.rank() - 2)?;
+        let ys = flat.matmul(&weight.t()?)?;
+        let mut shape = xs.dims().to_vec();
+        *shape.last_mut().expect("a linear map needs at least one axis") = weight.dim(0)?;
+        let ys = ys.reshape(shape)?;
+        return match bias {
+            Some(bias) => ys.broadcast_add(bias),
+            None => Ok(ys),
+        };
+    }
+    let bias = bias.map_or_else(|| absent(xs), |b| b.contiguous())?;
+    xs.contiguous()?.apply_op3(&weight.contiguous()?, &bias, Linear)
+}
+
+struct Linear;
+
+/// `out (rows, n) = bias + x (rows, k) · (k, n)`, one block of rows a thread.
+fn affine(out: &mut [f32], (n, k): (usize, usize), x: &[f32], w: (usize, usize, &[f32]), bias: &[f32]) {
+    let (row, column, data) = w;
+    slice::by_rows(out, n, |first, out| {
+        let rows = out.len() / n;
+        let x = &x[first * k..(first + rows) * k];
+        if !bias.is_empty() {
+            out.chunks_exact_mut(n).for_each(|out| out.copy_from_slice(bias));
+        }
+        // Below some size gemm takes a path of its own, chosen by the number of rows too, that rounds differently.
+        if n * k < 1024 {
+            for (out, x) in out.chunks_exact_mut(n).zip(x.chunks_exact(k)) {
+                for (j, out) in out.iter_mut().enumerate() {
+                    *out += slice::sum(k, |i| x[i] * data[i * row + j * column]);
+                }
+            }
+            return;
+        }
+        let rhs = slice::Matrix { data, row, column };
+        // One or two rows would take another path through gemm than many do, and round differently.
+        if rows < 4 {
+            let padded_rows = 4;
+            let mut padded_x = vec![0f32; padded_rows * k];
+            padded_x[..x.len()].copy_from_slice(x);
+            let mut padded = vec![0f32; padded_rows * n];
+            padded[..out.len()].copy_from_slice(out);
+            let lhs = slice::Matrix { data: &padded_x, row: k, column: 1 };
+            slice::gemm((padded_rows, n, k), &mut padded, n, !bias.is_empty(), 1.0, lhs, rhs);
+            out.copy_from_slice(&padded[..rows * n]);
+        } else {
+            let lhs = slice::Matrix { data: x, row: k, column: 1 };
+            slice::gemm((rows, n, k), out, n, !bias.is_empty(), 1.0, lhs, rhs);
+        }
+    });
+}
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        xs: &CpuStorage,
+        xs_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> TensorResult<(CpuStorage, Shape)> {
+        let (n, k) = weight_layout.shape().dims2()?;
+        let mut shape = xs_layout.shape().dims().to_vec();
+        match shape.last_mut() {
+            Some(last) if *last == k => *last = n,
+            _ => candle_core::bail!("linear: input {shape:?} does not end in the weight's {k} columns"),
+        }
+        let (xs, weight, bias) =
+            (slice::of(xs, xs_layout)?, slice::of(weight, weight_layout)?, slice::of(bias, bias_layout)?);
+        if !bias.is_empty() && bias.len() != n {
+            candle_core::bail!("linear: the bias has {} values, the weight {n} rows", bias.len());
+        }
+        let mut out = vec![0f32; xs.len() / k * n];
+        affine(&mut out, (n, k), xs, (1, k, weight), bias);
+        Ok((CpuStorage::F32(out), shape.into()))
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> TensorResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (n, k) = weight.dims2()?;
+        let device = xs.device();
+        slice::with(&[xs, weight, grad], |slices| {
+            let [x, w, dy] = slices else { unreachable!("three tensors give three slices") };
+            let rows = x.len() / k;
+            let dx = xs
+                .track_op()
+                .then(|| {
+                    let mut dx = vec![0f32; x.len()];
+                    affine(&mut dx, (k, n), dy, (k, 1, w), &[]);
+                    Tensor::from_vec(dx, xs.shape(), device)
+                })
+                .transpose()?;
+            let dw = weight
+                .track_op()
+                .then(|| {
+                    super::counting::weight_gradient();
+                    let mut dw = vec![0f32; n * k];
+                    let rhs = slice::Matrix { data: x, row: k, column: 1 };
+                    slice::by_rows(&mut dw, k, |first, dw| {
+                        let lhs = slice::Matrix { data: &dy[first..], row: 1, column: n };
+                        slice::gemm((dw.len() / k, k, rows), dw, k, false, 1.0, lhs, rhs);
+                    });
+                    Tensor::from_vec(dw, weight.shape(), device)
+                })
+                .transpose()?;
+            let db = bias
+                .track_op()
+                .then(|| {
+                    let mut db = vec![0f32; n];
+                    slice::simd(|| {
+                        for dy in dy.chunks_exact(n) {
+                            db.iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
+                        }
+                    });
+                    Tensor::from_vec(db, n, device)
+                })
+                .transpose()?;
+            Ok((dx, dw, db))
+        })?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn equals_candles_own_in_value_and_gradient() {
+        let (xs, w, b) = (var(&[3, 7, 24], 0), var(&[40, 24], 1), var(&[40], 2));
+        let ours = linear(&xs, &w, Some(&b)).unwrap();
+        let theirs = xs
+            .flatten_to(1)
+            .unwrap()
+            .matmul(&w.t().unwrap())
+            .unwrap()
+            .reshape((3, 7, 40))
+            .unwrap()
+            .broadcast_add(&b);
+        same(&ours, &theirs.unwrap(), &[&xs, &w, &b], 2e-6);
+    }
+
+    #[test]
+    fn a_row_is_the_same_alone_and_among_many() {
+        for (n, k) in [(128, 128), (512, 128), (128, 512), (640, 192), (7, 5)] {
+            let (many, w, b) = (var(&[160, k], 3), var(&[n, k], 4), var(&[n], 5));
+            let all = linear(&many, &w, Some(&b)).unwrap();
+            for rows in [1, 2, 3, 5, 64] {
+                let some = linear(&many.narrow(0, 3, rows).unwrap(), &w, Some(&b)).unwrap();
+                assert_eq!(
+                    values(&some),
+                    values(&all.narrow(0, 3, rows).unwrap()),
+                    "{rows} rows of ({n}, {k})"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_frozen_weight_gets_no_gradient() {
+        let (xs, w) = (var(&[4, 8], 0), var(&[6, 8], 1).detach());
+        let before = super::super::counting::weight_gradients();
+        let grads = linear(&xs, &w, None).unwrap().sum_all().unwrap().backward().unwrap();
+        assert!(grads.get(&xs).is_some() && grads.get(&w).is_none());
+        assert_eq!(super::super::counting::weight_gradients(), before);
+    }
+}

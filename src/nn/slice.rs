@@ -1,0 +1,163 @@
+//! Contiguous slices of tensors, run-time vectorisation, and the fixed-order reductions that all operations share.
+
+use candle_core::{CpuStorage, Layout, Tensor};
+use rayon::prelude::*;
+
+use super::TensorResult;
+
+/// The elements of a CPU tensor that is contiguous and `f32`.
+pub fn of<'a>(storage: &'a CpuStorage, layout: &Layout) -> TensorResult<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => candle_core::bail!("a fused operation needs a contiguous argument"),
+    }
+}
+
+/// Calls `body` with the elements of each tensor.
+pub fn with<R>(tensors: &[&Tensor], body: impl FnOnce(&[&[f32]]) -> R) -> TensorResult<R> {
+    let contiguous = tensors.iter().map(|t| t.contiguous()).collect::<TensorResult<Vec<_>>>()?;
+    let guards: Vec<_> = contiguous.iter().map(Tensor::storage_and_layout).collect();
+    let slices = guards
+        .iter()
+        .map(|(storage, layout)| match &**storage {
+            candle_core::Storage::Cpu(storage) => of(storage, layout),
+            _ => candle_core::bail!("a fused operation needs its arguments on the CPU"),
+        })
+        .collect::<TensorResult<Vec<_>>>()?;
+    Ok(body(&slices))
+}
+
+/// Runs `body` compiled for the widest vectors that this CPU has; all that it calls must be inlined.
+#[inline(always)]
+pub fn simd<R>(body: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(body)
+}
+
+/// Splits `out` into rows of `width` and calls `body(first_row, rows)` on one block of rows for each thread.
+pub fn by_rows(out: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
+    let rows = out.len() / width.max(1);
+    let threads = rayon::current_num_threads().min(rows);
+    // A few thousand numbers are done before another thread has woken up.
+    if threads <= 1 || out.len() < 1 << 14 {
+        return body(0, out);
+    }
+    let block = rows.div_ceil(threads);
+    out.par_chunks_mut(block * width).enumerate().for_each(|(i, rows)| body(i * block, rows));
+}
+
+/// Lanes of the fixed-order reductions: one AVX-512 register.
+const LANES: usize = 16;
+
+/// `Σ term(i)` for `i` in `0..len`, in an order that depends on `len` alone.
+#[inline(always)]
+pub fn sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let whole = len - len % LANES;
+    let mut start = 0;
+    while start < whole {
+        for (lane, total) in lanes.iter_mut().enumerate() {
+            *total += term(start + lane);
+        }
+        start += LANES;
+    }
+    for i in whole..len {
+        lanes[i - whole] += term(i);
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            lanes[i] += lanes[i + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// `eˣ` to about one unit in the last place, vectorisable (Cephes' polynomial).
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0;
+    let x = x.clamp(-87.0, 88.0);
+    let n = (x * std::f32::consts::LOG2_E + MAGIC) - MAGIC;
+    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
+    let p = r.mul_add(1.987_569_1e-4, 1.398_2e-3);
+    let p = r.mul_add(p, 8.333_452e-3);
+    let p = r.mul_add(p, 4.166_579_6e-2);
+    let p = r.mul_add(p, 1.666_666_6e-1);
+    let p = r.mul_add(p, 0.5);
+    let y = (p * r).mul_add(r, r) + 1.0;
+    y * f32::from_bits(((n as i32 + 127) << 23) as u32)
+}
+
+/// The strides of one matrix argument of [`gemm`]: elements from row to row and from column to column.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    /// The elements.
+    pub data: &'a [f32],
+    /// Elements from one row to the next.
+    pub row: usize,
+    /// Elements from one column to the next.
+    pub column: usize,
+}
+
+/// `out (m, n) = [out +] lhs (m, k) · rhs (k, n)` on this thread; `out`'s rows are `out_row` elements apart.
+pub fn gemm(
+    (m, n, k): (usize, usize, usize),
+    out: &mut [f32],
+    out_row: usize,
+    accumulate: bool,
+    scale: f32,
+    lhs: Matrix,
+    rhs: Matrix,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(out.len() >= (m - 1) * out_row + n, "gemm: the output is too short");
+    if k > 0 {
+        let last = |x: Matrix, rows: usize, columns: usize| (rows - 1) * x.row + (columns - 1) * x.column;
+        assert!(
+            lhs.data.len() > last(lhs, m, k) && rhs.data.len() > last(rhs, k, n),
+            "gemm: an argument is too short"
+        );
+    }
+    // SAFETY: every index that gemm forms lies within the slices, by the assertions above; `out` is exclusive.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.as_mut_ptr(),
+            1,
+            out_row as isize,
+            accumulate,
+            lhs.data.as_ptr(),
+            lhs.column as isize,
+            lhs.row as isize,
+            rhs.data.as_ptr(),
+            rhs.column as isize,
+            rhs.row as isize,
+            1.0,
+            scale,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn exp_is_accurate_to_a_few_units_in_the_last_place() {
+        let worst = (-8000..8000)
+            .map(|i| {
+                let x = i as f32 * 0.01;
+                let exact = f64::from(x).exp();
+                ((f64::from(super::exp(x)) - exact) / exact).abs()
+            })
+            .fold(0.0, f64::max);
+        assert!(worst < 3e-7, "{worst}");
+    }
+}
