@@ -110,6 +110,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_error_survives_the_way_through_the_tensor_library() {
+        let there = candle_core::Error::from(Error::weights("a.safetensors", "no tensor `x`"));
+        assert!(matches!(Error::from(there), Error::Weights { .. }));
+        assert!(matches!(Error::from(candle_core::Error::UnwrapNone), Error::Tensor(_)));
+    }
+
+    #[test]
     fn nearest_suggests_only_what_is_near() {
         assert_eq!(nearest("tabel1", ["table1", "fig3"]), Some("table1"));
         assert_eq!(nearest("quantum", ["table1", "fig3"]), None);

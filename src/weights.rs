@@ -1,1 +1,545 @@
-//! Weight files: safetensors and .pt, checked by digest.
+//! Weight files ↔ tensors: safetensors and PyTorch's `.pt`/`.pth`/`.bin`, checked, as frozen tensors or trainable ones.
+//!
+//! A model's constructor takes candle's `VarBuilder` and asks for tensors by the checkpoint's own keys. The builder
+//! comes from here: from [`Weights`] (a file: every tensor must be there with the right shape) or from [`Trainable`]
+//! (variables, started from a file or drawn from seeded streams), so one constructor serves inference and pretraining.
+//! Where a file is at fault the error is [`Error::Weights`] with the file, the key, what was expected and what was found.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use candle_core::pickle::PthTensors;
+use candle_core::{DType, Device, Shape, Tensor, Var};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+
+use crate::error::{Error, Result, nearest};
+use crate::rng;
+use crate::units::{Digest, Seed};
+
+/// One open weight file; cheap to clone.
+#[derive(Clone)]
+pub struct Weights(Arc<Opened>);
+
+struct Opened {
+    path: PathBuf,
+    digest: Option<Digest>,
+    metadata: BTreeMap<String, String>,
+    source: Source,
+}
+
+enum Source {
+    /// The mapped file, where its tensor data starts, and what the header says of each tensor.
+    Safetensors { map: Mmap, data_start: usize, index: BTreeMap<String, Stored> },
+    /// PyTorch's zip of pickled tensors.
+    Pickle(PthTensors),
+}
+
+/// One tensor of a safetensors header; its bytes are `from..to` after the header.
+struct Stored {
+    dtype: DType,
+    shape: Vec<usize>,
+    from: usize,
+    to: usize,
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Weights({})", self.0.path.display())
+    }
+}
+
+impl Weights {
+    /// Opens a weight file: safetensors, or PyTorch's zip format by the extensions `pt`, `pth`, `bin` and `ckpt`.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, is truncated, or is of neither format.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path.as_ref(), None)
+    }
+
+    /// Opens a weight file after checking its SHA-256 digest, which a manifest gives.
+    ///
+    /// # Errors
+    /// As [`Weights::open`], and where the digest differs.
+    pub fn open_checked(path: impl AsRef<Path>, expected: &Digest) -> Result<Self> {
+        Self::open_with(path.as_ref(), Some(expected))
+    }
+
+    fn open_with(path: &Path, expected: Option<&Digest>) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io("read", path))?;
+        // SAFETY: the file is mapped read-only; weight files are written under another name and renamed, never in place.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
+        let digest = expected.map(|_| Digest::of(&map));
+        if let (Some(expected), Some(got)) = (expected, &digest)
+            && expected != got
+        {
+            return Err(Error::weights(
+                path,
+                format!(
+                    "its SHA-256 is {}…, the manifest says {}…; the file is not the one that the manifest describes: \
+                     restore it or make it again",
+                    got.short(),
+                    expected.short()
+                ),
+            ));
+        }
+        let (source, metadata) = match path.extension().and_then(|e| e.to_str()) {
+            Some("pt" | "pth" | "bin" | "ckpt") => (Source::Pickle(open_pickle(path)?), BTreeMap::new()),
+            _ => open_safetensors(path, map)?,
+        };
+        Ok(Self(Arc::new(Opened { path: path.to_path_buf(), digest, metadata, source })))
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+
+    /// The file's SHA-256, where it was checked on opening.
+    pub fn digest(&self) -> Option<&Digest> {
+        self.0.digest.as_ref()
+    }
+
+    /// The strings stored in a safetensors header.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.0.metadata
+    }
+
+    /// Every key, sorted.
+    pub fn names(&self) -> Vec<&str> {
+        match &self.0.source {
+            Source::Safetensors { index, .. } => index.keys().map(String::as_str).collect(),
+            Source::Pickle(tensors) => {
+                let mut names: Vec<&str> = tensors.tensor_infos().keys().map(String::as_str).collect();
+                names.sort_unstable();
+                names
+            }
+        }
+    }
+
+    /// The shape stored under a key, where there is one.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        match &self.0.source {
+            Source::Safetensors { index, .. } => index.get(name).map(|stored| stored.shape.clone()),
+            Source::Pickle(tensors) => tensors.tensor_infos().get(name).map(|i| i.layout.dims().to_vec()),
+        }
+    }
+
+    /// The tensor under `name`, which must have this shape, converted to `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] where the key is missing or the shape is another one.
+    pub fn get(&self, shape: impl Into<Shape>, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let (expected, got) = (shape.into(), self.shape(name));
+        match got {
+            Some(got) if got == expected.dims() => self.read(name, dtype, device),
+            Some(got) => Err(Error::weights(
+                self.path(),
+                format!(
+                    "tensor `{name}` has shape {got:?}, expected {:?}: the file belongs to another configuration; \
+                     use the config that came with it",
+                    expected.dims()
+                ),
+            )),
+            None => Err(self.missing(name)),
+        }
+    }
+
+    /// The tensor under `name`, whatever its shape, converted to `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] where the key is missing.
+    pub fn read(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        let tensor = match &self.0.source {
+            Source::Safetensors { map, data_start, index } => {
+                let stored = index.get(name).ok_or_else(|| self.missing(name))?;
+                let bytes = &map[data_start + stored.from..data_start + stored.to];
+                Tensor::from_raw_buffer(bytes, stored.dtype, &stored.shape, device)?
+            }
+            Source::Pickle(tensors) => tensors
+                .get(name)
+                .map_err(|fault| Error::weights(self.path(), format!("tensor `{name}`: {fault}")))?
+                .ok_or_else(|| self.missing(name))?
+                .to_device(device)?,
+        };
+        Ok(tensor.to_dtype(dtype)?.contiguous()?)
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let names = self.names();
+        let hint = match nearest(name, names.iter().copied()) {
+            Some(near) => format!("; the nearest of its {} keys is `{near}`", names.len()),
+            None => format!("; its {} keys start with `{}`", names.len(), names.first().unwrap_or(&"")),
+        };
+        Error::weights(self.path(), format!("no tensor `{name}`{hint}: is this the file for this model?"))
+    }
+
+    /// A builder of frozen tensors in `dtype`, whatever the dtype in the file.
+    pub fn builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
+    }
+}
+
+impl SimpleBackend for Weights {
+    fn get(&self, s: Shape, name: &str, _: Init, dtype: DType, dev: &Device) -> candle_core::Result<Tensor> {
+        Ok(Weights::get(self, s, name, dtype, dev)?)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, dev: &Device) -> candle_core::Result<Tensor> {
+        Ok(self.read(name, dtype, dev)?)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.shape(name).is_some()
+    }
+}
+
+fn open_safetensors(path: &Path, map: Mmap) -> Result<(Source, BTreeMap<String, String>)> {
+    let broken = |fault: String| {
+        Error::weights(
+            path,
+            format!("not a complete safetensors file ({} bytes): {fault}; fetch or make it again", map.len()),
+        )
+    };
+    let (header, parsed) = SafeTensors::read_metadata(&map).map_err(|fault| broken(fault.to_string()))?;
+    let data_start = 8 + header;
+    let expected = data_start + parsed.data_len();
+    if map.len() != expected {
+        return Err(broken(format!("its header speaks of {expected} bytes")));
+    }
+    let mut index = BTreeMap::new();
+    for (name, info) in parsed.tensors() {
+        let dtype = match info.dtype {
+            safetensors::Dtype::F32 => DType::F32,
+            safetensors::Dtype::F16 => DType::F16,
+            safetensors::Dtype::BF16 => DType::BF16,
+            safetensors::Dtype::F64 => DType::F64,
+            safetensors::Dtype::I64 => DType::I64,
+            safetensors::Dtype::I32 => DType::I32,
+            safetensors::Dtype::U32 => DType::U32,
+            safetensors::Dtype::U8 | safetensors::Dtype::BOOL => DType::U8,
+            other => {
+                return Err(Error::weights(
+                    path,
+                    format!("tensor `{name}` is stored as {other:?}: not supported"),
+                ));
+            }
+        };
+        let (from, to) = info.data_offsets;
+        index.insert(name, Stored { dtype, shape: info.shape.clone(), from, to });
+    }
+    let metadata = parsed.metadata().clone().unwrap_or_default().into_iter().collect();
+    Ok((Source::Safetensors { map, data_start, index }, metadata))
+}
+
+/// The state dict of a `.pth`: at the top, or under `state_dict` as in HPS v2's checkpoints.
+fn open_pickle(path: &Path) -> Result<PthTensors> {
+    let broken = |fault: String| {
+        Error::weights(path, format!("not a PyTorch zip checkpoint: {fault}; fetch it again"))
+    };
+    let top = PthTensors::new(path, None).map_err(|fault| broken(fault.to_string()))?;
+    if !top.tensor_infos().is_empty() {
+        return Ok(top);
+    }
+    let nested = PthTensors::new(path, Some("state_dict")).map_err(|fault| broken(fault.to_string()))?;
+    if nested.tensor_infos().is_empty() {
+        return Err(broken("it holds no tensors, neither at the top nor under `state_dict`".into()));
+    }
+    Ok(nested)
+}
+
+/// Variables for training, by name; clones share them.
+///
+/// The first time a constructor asks for a name, the variable is made: from the starting file where there is one, else
+/// from the initialisation that the constructor names, drawn from the stream of (seed, name). The drawing therefore
+/// depends neither on the order of construction nor on other tensors.
+#[derive(Clone)]
+pub struct Trainable(Arc<TrainableState>);
+
+struct TrainableState {
+    seed: Seed,
+    start: Option<Weights>,
+    vars: Mutex<BTreeMap<String, Var>>,
+}
+
+impl Trainable {
+    /// Variables that start from seeded random numbers.
+    pub fn new(seed: Seed) -> Self {
+        Self(Arc::new(TrainableState { seed, start: None, vars: Mutex::default() }))
+    }
+
+    /// Variables that start from a file, which must hold every one of them.
+    pub fn from_weights(start: Weights) -> Self {
+        Self(Arc::new(TrainableState { seed: Seed::new(0), start: Some(start), vars: Mutex::default() }))
+    }
+
+    /// A builder that registers every tensor asked for as a variable, in single precision.
+    pub fn builder(&self, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(self.clone()), DType::F32, device.clone())
+    }
+
+    /// The variables made so far, sorted by name.
+    pub fn vars(&self) -> BTreeMap<String, Var> {
+        self.0.vars.lock().expect("no thread panics while it holds the variables").clone()
+    }
+
+    /// The variables' present values, sorted by name.
+    pub fn tensors(&self) -> BTreeMap<String, Tensor> {
+        self.vars().into_iter().map(|(name, var)| (name, var.as_tensor().clone())).collect()
+    }
+
+    /// Overwrites every variable with the tensor of its name in a file.
+    ///
+    /// # Errors
+    /// Where the file lacks one, or has it in another shape.
+    pub fn load(&self, weights: &Weights) -> Result<()> {
+        for (name, var) in self.vars() {
+            var.set(&weights.get(var.shape(), &name, var.dtype(), var.device())?)?;
+        }
+        Ok(())
+    }
+}
+
+impl SimpleBackend for Trainable {
+    fn get(
+        &self,
+        s: Shape,
+        name: &str,
+        init: Init,
+        dtype: DType,
+        dev: &Device,
+    ) -> candle_core::Result<Tensor> {
+        let mut vars = self.0.vars.lock().expect("no thread panics while it holds the variables");
+        if let Some(var) = vars.get(name) {
+            if var.shape() != &s {
+                return Err(Error::Shape(format!(
+                    "variable `{name}` was made with shape {:?}, now asked for with {s:?}",
+                    var.shape()
+                ))
+                .into());
+            }
+            return Ok(var.as_tensor().clone());
+        }
+        let value = match &self.0.start {
+            Some(start) => Weights::get(start, s, name, dtype, dev)?,
+            None => draw(&s, init, self.0.seed, name, dev)?.to_dtype(dtype)?,
+        };
+        let var = Var::from_tensor(&value)?;
+        let tensor = var.as_tensor().clone();
+        vars.insert(name.to_string(), var);
+        Ok(tensor)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> candle_core::Result<Tensor> {
+        Err(Error::Shape(format!("variable `{name}` cannot be made without its shape")).into())
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        match &self.0.start {
+            Some(start) => start.shape(name).is_some(),
+            None => true,
+        }
+    }
+}
+
+/// Draws a tensor's initial value from the stream of its name.
+fn draw(shape: &Shape, init: Init, seed: Seed, name: &str, device: &Device) -> Result<Tensor> {
+    let mut stream = rng::stream(seed, &format!("init {name}"), 0);
+    let count = shape.elem_count();
+    let normal = |stream: &mut rng::Stream, mean: f64, deviation: f64| -> Vec<f32> {
+        (0..count).map(|_| (mean + deviation * stream.normal()) as f32).collect()
+    };
+    let values = match init {
+        Init::Const(value) => vec![value as f32; count],
+        Init::Randn { mean, stdev } => normal(&mut stream, mean, stdev),
+        Init::Uniform { lo, up } => (0..count).map(|_| stream.between(lo, up) as f32).collect(),
+        Init::Kaiming { dist, fan, non_linearity } => {
+            let deviation = non_linearity.gain() / (fan.for_shape(shape) as f64).sqrt();
+            match dist {
+                candle_nn::init::NormalOrUniform::Normal => normal(&mut stream, 0.0, deviation),
+                candle_nn::init::NormalOrUniform::Uniform => {
+                    let bound = 3f64.sqrt() * deviation;
+                    (0..count).map(|_| stream.between(-bound, bound) as f32).collect()
+                }
+            }
+        }
+    };
+    Ok(Tensor::from_vec(values, shape.clone(), device)?)
+}
+
+/// Writes tensors as safetensors in `dtype` (names sorted, metadata sorted, so the same tensors give the same bytes) and
+/// returns the file's digest. The file appears whole or not at all: write beside, sync, rename.
+///
+/// # Errors
+/// Where the disk refuses, or `dtype` is not one of f32, f16, bf16.
+pub fn save(
+    path: impl AsRef<Path>,
+    tensors: &BTreeMap<String, Tensor>,
+    dtype: DType,
+    metadata: &BTreeMap<String, String>,
+) -> Result<Digest> {
+    let path = path.as_ref();
+    let label = match dtype {
+        DType::F32 => "F32",
+        DType::F16 => "F16",
+        DType::BF16 => "BF16",
+        other => {
+            return Err(Error::weights(
+                path,
+                format!("weights are saved as f32, f16 or bf16, not {other:?}"),
+            ));
+        }
+    };
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), serde_json::json!(metadata));
+    }
+    let mut data = Vec::new();
+    for (name, tensor) in tensors {
+        let flat = tensor.flatten_all()?.to_dtype(dtype)?.to_device(&Device::Cpu)?;
+        let start = data.len();
+        match dtype {
+            DType::F32 => flat.to_vec1::<f32>()?.iter().for_each(|x| data.extend(x.to_le_bytes())),
+            DType::F16 => flat.to_vec1::<half::f16>()?.iter().for_each(|x| data.extend(x.to_le_bytes())),
+            _ => flat.to_vec1::<half::bf16>()?.iter().for_each(|x| data.extend(x.to_le_bytes())),
+        }
+        let entry =
+            serde_json::json!({"dtype": label, "shape": tensor.dims(), "data_offsets": [start, data.len()]});
+        header.insert(name.clone(), entry);
+    }
+    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    // Tensor data starts at a multiple of eight bytes.
+    header.resize(header.len().next_multiple_of(8), b' ');
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header);
+    bytes.extend(data);
+    write_whole(path, &bytes)?;
+    Ok(Digest::of(&bytes))
+}
+
+/// Writes a file so that it appears whole or not at all: write beside, sync, rename.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    }
+    let beside = path.with_extension(format!("partial-{}", std::process::id()));
+    let mut file = File::create(&beside).map_err(Error::io("create", &beside))?;
+    let written = file.write_all(bytes).and_then(|()| file.sync_all());
+    if let Err(fault) = written {
+        // What the system says about the removal adds nothing to why the write failed.
+        let _ = std::fs::remove_file(&beside);
+        return Err(Error::io("write", path)(fault));
+    }
+    std::fs::rename(&beside, path).map_err(Error::io("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn some_tensors() -> BTreeMap<String, Tensor> {
+        let a = Tensor::from_vec(vec![1f32, -2.5, 3.25, 0.0, 5.0, 6.0], (2, 3), &Device::Cpu).unwrap();
+        BTreeMap::from([("a.weight".to_string(), a.clone()), ("b".to_string(), a.flatten_all().unwrap())])
+    }
+
+    #[test]
+    fn saving_and_opening_gives_back_tensors_and_metadata() {
+        let dir = tempfile::tempdir().unwrap();
+        let metadata = BTreeMap::from([("seed".to_string(), "7".to_string())]);
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            let path = dir.path().join(format!("{dtype:?}.safetensors"));
+            let digest = save(&path, &some_tensors(), dtype, &metadata).unwrap();
+            assert_eq!(
+                digest,
+                save(&path, &some_tensors(), dtype, &metadata).unwrap(),
+                "same tensors, same bytes"
+            );
+            let weights = Weights::open_checked(&path, &digest).unwrap();
+            assert_eq!(weights.metadata(), &metadata);
+            let vb = weights.builder(DType::F32, &Device::Cpu);
+            let back = vb.pp("a").get((2, 3), "weight").unwrap().to_vec2::<f32>().unwrap();
+            assert_eq!(
+                back,
+                vec![vec![1.0, -2.5, 3.25], vec![0.0, 5.0, 6.0]],
+                "these are exact in every dtype"
+            );
+        }
+    }
+
+    #[test]
+    fn faults_name_file_key_expected_and_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("w.safetensors");
+        save(&path, &some_tensors(), DType::F32, &BTreeMap::new()).unwrap();
+        let vb = Weights::open(&path).unwrap().builder(DType::F32, &Device::Cpu);
+        let fault: Error = vb.get((3, 2), "a.weight").unwrap_err().into();
+        let text = fault.to_string();
+        assert!(matches!(fault, Error::Weights { .. }));
+        assert!(
+            text.contains("w.safetensors") && text.contains("[2, 3]") && text.contains("[3, 2]"),
+            "{text}"
+        );
+        let text = Error::from(vb.get(3, "a.weigth").unwrap_err()).to_string();
+        assert!(
+            text.contains("no tensor `a.weigth`") && text.contains("nearest") && text.contains("`a.weight`"),
+            "{text}"
+        );
+
+        let whole = std::fs::read(&path).unwrap();
+        for keep in [0, 5, 20, whole.len() - 1] {
+            std::fs::write(&path, &whole[..keep]).unwrap();
+            let text = Weights::open(&path).unwrap_err().to_string();
+            assert!(
+                text.contains("not a complete safetensors file") && text.contains("again"),
+                "{keep}: {text}"
+            );
+        }
+        std::fs::write(&path, &whole).unwrap();
+        let text = Weights::open_checked(&path, &Digest::of(b"other")).unwrap_err().to_string();
+        assert!(text.contains("SHA-256") && text.contains("manifest"), "{text}");
+        assert!(matches!(Weights::open(dir.path().join("absent.safetensors")), Err(Error::Io { .. })));
+        let pth = dir.path().join("torn.pth");
+        std::fs::write(&pth, &whole).unwrap();
+        assert!(Weights::open(&pth).unwrap_err().to_string().contains("not a PyTorch zip checkpoint"));
+    }
+
+    #[test]
+    fn variables_depend_on_seed_and_name_alone() {
+        let randn = Init::Randn { mean: 0.0, stdev: 0.5 };
+        let make = |seed: u64, names: &[&str]| {
+            let trainable = Trainable::new(Seed::new(seed));
+            let vb = trainable.builder(&Device::Cpu);
+            for name in names {
+                vb.get_with_hints((4, 50), name, randn).unwrap();
+            }
+            trainable
+                .tensors()
+                .into_iter()
+                .map(|(n, t)| (n, t.to_vec2::<f32>().unwrap()))
+                .collect::<BTreeMap<_, _>>()
+        };
+        let (one, two) = (make(1, &["x", "y"]), make(1, &["y", "z", "x"]));
+        assert_eq!(one["x"], two["x"]);
+        assert_eq!(one["y"], two["y"]);
+        assert_ne!(one["x"], one["y"]);
+        assert_ne!(one["x"], make(2, &["x"])["x"]);
+        let mean_square = one["x"].iter().flatten().map(|v| v * v).sum::<f32>() / 200.0;
+        assert!((mean_square.sqrt() - 0.5).abs() < 0.1, "{mean_square}");
+    }
+
+    #[test]
+    fn asking_twice_gives_the_same_variable() {
+        let trainable = Trainable::new(Seed::new(1));
+        let vb = trainable.builder(&Device::Cpu);
+        vb.get_with_hints(3, "x", candle_nn::init::ONE).unwrap();
+        vb.get_with_hints(3, "x", candle_nn::init::ZERO).unwrap();
+        assert_eq!(trainable.tensors()["x"].to_vec1::<f32>().unwrap(), [1.0; 3]);
+        assert!(vb.get(4, "x").is_err());
+    }
+}

@@ -30,9 +30,24 @@ pub use linear::linear;
 pub use norm::{grn, layer_norm};
 
 impl From<candle_core::Error> for Error {
+    /// An error of this crate that travelled through the tensor library comes out as itself.
     fn from(error: candle_core::Error) -> Self {
-        // Backtraces that candle attaches where RUST_BACKTRACE is set would hide the sentence a person needs.
-        Self::Tensor(error.to_string().lines().next().unwrap_or_default().to_owned())
+        match error {
+            candle_core::Error::WrappedContext { wrapped, context } => match wrapped.downcast::<Self>() {
+                Ok(own) => *own,
+                Err(other) => Self::Tensor(format!("{context}: {other}")),
+            },
+            // Backtraces that candle attaches where RUST_BACKTRACE is set would hide the sentence a person needs.
+            other => Self::Tensor(other.to_string().lines().next().unwrap_or_default().to_owned()),
+        }
+    }
+}
+
+impl From<Error> for candle_core::Error {
+    /// Carries an error of this crate through the tensor library's own results.
+    fn from(error: Error) -> Self {
+        let context = error.to_string();
+        Self::WrappedContext { wrapped: Box::new(error), context }
     }
 }
 
