@@ -1,1 +1,3 @@
 //! Tables and figures from records alone.
+
+pub mod plot;
