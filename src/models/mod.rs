@@ -1,1 +1,3 @@
 //! The networks, in the layouts of their public checkpoints.
+
+pub mod stage_c;

@@ -23,9 +23,22 @@ pub fn quick_gelu(xs: &Tensor) -> TensorResult {
     }
 }
 
+/// The sigmoid-weighted linear unit, `x·σ(x)`.
+///
+/// # Errors
+/// Where the tensor library refuses.
+pub fn silu(xs: &Tensor) -> TensorResult {
+    if is_fused(xs) {
+        xs.contiguous()?.apply_op1(Pointwise::Silu)
+    } else {
+        xs.div(&(xs.neg()?.exp()? + 1.0)?)
+    }
+}
+
 enum Pointwise {
     Gelu,
     QuickGelu,
+    Silu,
 }
 
 /// The error function to about 1e-7: a ratio of polynomials on [−4, 4], outside which f32 cannot tell erf from ±1.
@@ -72,6 +85,7 @@ impl CustomOp1 for Pointwise {
             slice::simd(|| match self {
                 Self::Gelu => out.iter_mut().zip(x).for_each(|(y, &x)| *y = x * normal_cdf(x)),
                 Self::QuickGelu => out.iter_mut().zip(x).for_each(|(y, &x)| *y = x * sigmoid(1.702 * x)),
+                Self::Silu => out.iter_mut().zip(x).for_each(|(y, &x)| *y = x * sigmoid(x)),
             });
         });
         Ok((CpuStorage::F32(out), layout.shape().clone()))
@@ -92,6 +106,10 @@ impl CustomOp1 for Pointwise {
                         let s = sigmoid(1.702 * x);
                         *dx = dy * (1.702 * x * s).mul_add(1.0 - s, s);
                     }),
+                    Self::Silu => dx.iter_mut().zip(pairs).for_each(|(dx, (&x, dy))| {
+                        let s = sigmoid(x);
+                        *dx = dy * (x * s).mul_add(1.0 - s, s);
+                    }),
                 });
             });
             Tensor::from_vec(dx, xs.shape(), xs.device()).map(Some)
@@ -105,10 +123,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_equal_their_composition_in_double_precision() {
+    fn all_equal_their_composition_in_double_precision() {
         let xs = (var(&[4001], 0).as_tensor() * 4.0).unwrap();
         let xs = candle_core::Var::from_tensor(&xs).unwrap();
         same(&gelu_erf(&xs).unwrap(), &in_double(&xs, |x| x.gelu_erf()), &[&xs], 1e-6);
         same(&quick_gelu(&xs).unwrap(), &in_double(&xs, quick_gelu), &[&xs], 1e-6);
+        same(&silu(&xs).unwrap(), &in_double(&xs, silu), &[&xs], 1e-6);
     }
 }

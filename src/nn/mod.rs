@@ -18,15 +18,17 @@ mod attention;
 mod conv;
 pub mod counting;
 mod linear;
+mod modulate;
 mod norm;
 mod slice;
 pub mod workers;
 
-pub use activation::{gelu_erf, quick_gelu};
+pub use activation::{gelu_erf, quick_gelu, silu};
 pub use adamw::*;
 pub use attention::{Mask, attention};
 pub use conv::{depth_to_space, depthwise_conv3x3, space_to_depth};
 pub use linear::linear;
+pub use modulate::modulate;
 pub use norm::{grn, layer_norm};
 
 impl From<candle_core::Error> for Error {

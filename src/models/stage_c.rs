@@ -1,0 +1,597 @@
+//! Stable Cascade's Stage C: the denoiser of 16-channel image latents that PPD fine-tunes.
+//!
+//! A U-Net without down-sampling: levels of ConvNeXt-like residual blocks, timestep modulation, and attention whose
+//! keys are the picture's own positions *and* the text tokens under one softmax. Keys of a checkpoint are diffusers'
+//! (`StableCascadeUNet`). A user reaches the model as extra keys and values for each attention block (Eq. 7 of the
+//! PPD paper); where they come from is no business of this module.
+//!
+//! Deliberately absent: Stage B's pixel and EfficientNet mappers, block repeats, and dropout (0 in all uses here).
+
+use candle_core::{D, DType, Tensor};
+use candle_nn::{Init, VarBuilder};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::nn::{self, Mask, TensorResult};
+
+/// The numbers of a Stage C, named as in the checkpoint's `config.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    /// Channels of the latents.
+    pub in_channels: usize,
+    /// Channels of the prediction.
+    pub out_channels: usize,
+    /// Width of the sinusoidal timestep embedding.
+    pub timestep_ratio_embedding_dim: usize,
+    /// Side of the patches that latents are gathered into.
+    pub patch_size: usize,
+    /// Width of the conditioning tokens.
+    pub conditioning_dim: usize,
+    /// Width of each level.
+    pub block_out_channels: Vec<usize>,
+    /// Attention heads of each level.
+    pub num_attention_heads: Vec<usize>,
+    /// (residual, timestep, attention) triples of each level on the way down.
+    pub down_num_layers_per_block: Vec<usize>,
+    /// The same on the way up, innermost level first.
+    pub up_num_layers_per_block: Vec<usize>,
+    /// Width of the text tokens.
+    pub clip_text_in_channels: usize,
+    /// Width of the pooled text embedding.
+    pub clip_text_pooled_in_channels: usize,
+    /// Width of the image embedding (zeros where there is no image).
+    pub clip_image_in_channels: usize,
+    /// Tokens made of one pooled embedding.
+    pub clip_seq: usize,
+    /// Names of the further scalars that modulate each timestep block; zero in all uses here.
+    pub timestep_conditioning_type: Vec<String>,
+    /// For each step between levels, whether it changes the resolution; Stage C never does.
+    pub switch_level: Vec<bool>,
+}
+
+impl Config {
+    /// Refuses what this implementation does not compute.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] naming the field, what it may be and what it is.
+    pub fn check(&self) -> Result<()> {
+        let levels = self.block_out_channels.len();
+        let refuse = |what: String| Err(Error::Spec(format!("Stage C config: {what}")));
+        for (name, len) in [
+            ("num_attention_heads", self.num_attention_heads.len()),
+            ("down_num_layers_per_block", self.down_num_layers_per_block.len()),
+            ("up_num_layers_per_block", self.up_num_layers_per_block.len()),
+            ("switch_level", self.switch_level.len() + 1),
+        ] {
+            if len != levels || levels == 0 {
+                return refuse(format!("{name} does not fit the {levels} levels of block_out_channels"));
+            }
+        }
+        if self.switch_level.contains(&true) {
+            return refuse("switch_level must be false throughout (Stage C keeps its resolution)".into());
+        }
+        for (level, (&width, &heads)) in
+            self.block_out_channels.iter().zip(&self.num_attention_heads).enumerate()
+        {
+            if heads == 0 || width % heads != 0 {
+                return refuse(format!("level {level}: {width} channels do not divide into {heads} heads"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The attention blocks in the order in which they run: (checkpoint prefix, width).
+    pub fn attention_blocks(&self) -> Vec<(String, usize)> {
+        let levels = self.block_out_channels.len();
+        let down = (0..levels).map(|l| ("down_blocks", l, l, self.down_num_layers_per_block[l]));
+        let up = (0..levels).map(|i| ("up_blocks", i, levels - 1 - i, self.up_num_layers_per_block[i]));
+        down.chain(up)
+            .flat_map(|(side, index, level, layers)| {
+                let width = self.block_out_channels[level];
+                (0..layers).map(move |layer| (format!("{side}.{index}.{}", 3 * layer + 2), width))
+            })
+            .collect()
+    }
+}
+
+/// The keys and values that one attention block gets from outside the picture.
+#[derive(Debug, Clone)]
+pub struct KeyValue {
+    /// Keys, (B, M, C).
+    pub key: Tensor,
+    /// Values, (B, M, C).
+    pub value: Tensor,
+}
+
+impl KeyValue {
+    /// Applies a change of the batch to both.
+    ///
+    /// # Errors
+    /// As `change`.
+    pub fn map(&self, change: impl Fn(&Tensor) -> TensorResult) -> TensorResult<Self> {
+        Ok(Self { key: change(&self.key)?, value: change(&self.value)? })
+    }
+
+    /// Joins two batches.
+    ///
+    /// # Errors
+    /// Where the token counts or widths differ.
+    pub fn cat(parts: &[&Self]) -> TensorResult<Self> {
+        let join =
+            |of: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(|p| of(p)).collect::<Vec<_>>(), 0);
+        Ok(Self { key: join(|p| &p.key)?, value: join(|p| &p.value)? })
+    }
+}
+
+/// An affine map with the checkpoint's `weight` and `bias`.
+#[derive(Debug, Clone)]
+struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    fn new(inputs: usize, outputs: usize, init: Init, vb: VarBuilder) -> TensorResult<Self> {
+        let weight = vb.get_with_hints((outputs, inputs), "weight", init)?;
+        let bias = vb.get_with_hints(outputs, "bias", Init::Const(0.0))?;
+        Ok(Self { weight, bias })
+    }
+
+    /// A 1×1 convolution of the checkpoint, which is a linear map of the channels.
+    fn pointwise(inputs: usize, outputs: usize, init: Init, vb: VarBuilder) -> TensorResult<Self> {
+        let weight = vb.get_with_hints((outputs, inputs, 1, 1), "weight", init)?;
+        let weight = weight.reshape((outputs, inputs))?;
+        let bias = vb.get_with_hints(outputs, "bias", Init::Const(0.0))?;
+        Ok(Self { weight, bias })
+    }
+
+    fn forward(&self, xs: &Tensor) -> TensorResult {
+        nn::linear(xs, &self.weight, Some(&self.bias))
+    }
+}
+
+/// The initialisation of a linear map that feeds `inputs` unit-variance values on.
+fn fan_in(inputs: usize) -> Init {
+    Init::Randn { mean: 0.0, stdev: 1.0 / (inputs as f64).sqrt() }
+}
+
+/// Layer normalisation without affine part, as everywhere in Stage C.
+fn norm(xs: &Tensor) -> TensorResult {
+    nn::layer_norm(xs, None, 1e-6)
+}
+
+/// A residual block: depthwise 3×3, norm, [skip], MLP with global response normalisation.
+#[derive(Debug, Clone)]
+struct ResBlock {
+    depthwise: Tensor,
+    depthwise_bias: Tensor,
+    expand: Linear,
+    gamma: Tensor,
+    beta: Tensor,
+    contract: Linear,
+}
+
+impl ResBlock {
+    fn new(width: usize, skip: usize, depth: usize, vb: VarBuilder) -> TensorResult<Self> {
+        let hidden = 4 * width;
+        let channelwise = vb.pp("channelwise");
+        let out = Init::Randn { mean: 0.0, stdev: (1.0 / (hidden * depth) as f64).sqrt() };
+        Ok(Self {
+            depthwise: vb.get_with_hints((width, 1, 3, 3), "depthwise.weight", fan_in(9))?,
+            depthwise_bias: vb.get_with_hints(width, "depthwise.bias", Init::Const(0.0))?,
+            expand: Linear::new(width + skip, hidden, fan_in(width + skip), channelwise.pp(0))?,
+            gamma: channelwise
+                .get_with_hints((1, 1, 1, hidden), "2.gamma", Init::Const(0.0))?
+                .flatten_all()?,
+            beta: channelwise.get_with_hints((1, 1, 1, hidden), "2.beta", Init::Const(0.0))?.flatten_all()?,
+            contract: Linear::new(hidden, width, out, channelwise.pp(4))?,
+        })
+    }
+
+    fn forward(&self, xs: &Tensor, skip: Option<&Tensor>) -> TensorResult {
+        let (b, h, w, c) = xs.dims4()?;
+        let mut ys = norm(&nn::depthwise_conv3x3(xs, &self.depthwise, &self.depthwise_bias)?)?;
+        if let Some(skip) = skip {
+            ys = Tensor::cat(&[&ys, skip], D::Minus1)?;
+        }
+        let ys = nn::gelu_erf(&self.expand.forward(&ys.flatten(1, 2)?)?)?; // (B, N, 4C)
+        let ys = self.contract.forward(&nn::grn(&ys, &self.gamma, &self.beta)?)?;
+        xs + ys.reshape((b, h, w, c))?
+    }
+}
+
+/// Modulation by the timestep and by further scalars.
+#[derive(Debug, Clone)]
+struct TimestepBlock {
+    mappers: Vec<Linear>,
+}
+
+impl TimestepBlock {
+    fn new(width: usize, config: &Config, vb: VarBuilder) -> TensorResult<Self> {
+        let names = config.timestep_conditioning_type.iter().map(|name| format!("mapper_{name}"));
+        let mappers = std::iter::once("mapper".to_owned())
+            .chain(names)
+            .map(|name| {
+                let inputs = config.timestep_ratio_embedding_dim;
+                Linear::new(inputs, 2 * width, Init::Const(0.0), vb.pp(name))
+            })
+            .collect::<TensorResult<_>>()?;
+        Ok(Self { mappers })
+    }
+
+    fn forward(&self, xs: &Tensor, embeddings: &[Tensor]) -> TensorResult {
+        let (b, h, w, c) = xs.dims4()?;
+        let mut sum = self.mappers[0].forward(&embeddings[0])?;
+        for (mapper, embedding) in self.mappers.iter().zip(embeddings).skip(1) {
+            sum = (sum + mapper.forward(embedding)?)?;
+        }
+        let (scale, shift) = (sum.narrow(1, 0, c)?, sum.narrow(1, c, c)?);
+        nn::modulate(&xs.flatten(1, 2)?, &scale, &shift)?.reshape((b, h, w, c))
+    }
+}
+
+/// Attention over the picture's positions and the conditioning tokens, with the user's branch beside it.
+#[derive(Debug, Clone)]
+struct AttnBlock {
+    kv_mapper: Linear,
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+    num_heads: usize,
+}
+
+impl AttnBlock {
+    fn new(width: usize, conditioning: usize, num_heads: usize, vb: VarBuilder) -> TensorResult<Self> {
+        let attention = vb.pp("attention");
+        let square = |name: &str| Linear::new(width, width, fan_in(width), attention.pp(name));
+        Ok(Self {
+            kv_mapper: Linear::new(conditioning, width, fan_in(conditioning), vb.pp("kv_mapper.1"))?,
+            to_q: square("to_q")?,
+            to_k: square("to_k")?,
+            to_v: square("to_v")?,
+            to_out: square("to_out.0")?,
+            num_heads,
+        })
+    }
+
+    fn key_value(&self, tokens: &Tensor) -> TensorResult<KeyValue> {
+        let mapped = self.kv_mapper.forward(&nn::silu(tokens)?)?;
+        Ok(KeyValue { key: self.to_k.forward(&mapped)?, value: self.to_v.forward(&mapped)? })
+    }
+
+    fn forward(&self, xs: &Tensor, text: &KeyValue, user: Option<&KeyValue>) -> TensorResult {
+        let shape = xs.dims4()?;
+        let tokens = norm(xs)?.flatten(1, 2)?; // (B, N, C)
+        let q = self.to_q.forward(&tokens)?;
+        let k = Tensor::cat(&[&self.to_k.forward(&tokens)?, &text.key], 1)?;
+        let v = Tensor::cat(&[&self.to_v.forward(&tokens)?, &text.value], 1)?;
+        let mut mixed = nn::attention(&q, &k, &v, self.num_heads, &Mask::None)?;
+        if let Some(user) = user {
+            mixed = (mixed + nn::attention(&q, &user.key, &user.value, self.num_heads, &Mask::None)?)?;
+        }
+        xs + self.to_out.forward(&mixed)?.reshape(shape)?
+    }
+}
+
+/// One (residual, timestep, attention) triple.
+#[derive(Debug, Clone)]
+struct Layer {
+    residual: ResBlock,
+    timestep: TimestepBlock,
+    attention: AttnBlock,
+}
+
+/// The layers of one level on one side of the U-Net.
+#[derive(Debug, Clone)]
+struct Level {
+    /// Comes before the layers on the way down, after them on the way up.
+    scaler: Option<Linear>,
+    layers: Vec<Layer>,
+}
+
+/// The denoiser; see the module.
+#[derive(Debug, Clone)]
+pub struct StageC {
+    config: Config,
+    text_mapper: Linear,
+    pooled_mapper: Linear,
+    image_mapper: Linear,
+    embedding: Linear,
+    down: Vec<Level>,
+    up: Vec<Level>,
+    head: Linear,
+}
+
+impl StageC {
+    /// Builds the model from a checkpoint's tensors, or, where `vb` makes variables, with Stable Cascade's own
+    /// initialisation (zero output head, zero timestep modulation, residual branches scaled by depth).
+    ///
+    /// # Errors
+    /// [`Error::Spec`] for a config that is not Stage C's, [`Error::Weights`] or [`Error::Tensor`] for its tensors.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        config.check()?;
+        let levels = config.block_out_channels.len();
+        let width = |level: usize| config.block_out_channels[level];
+        let depth =
+            config.down_num_layers_per_block.iter().chain(&config.up_num_layers_per_block).sum::<usize>();
+        let layers = |count: usize, level: usize, first_skip: usize, vb: VarBuilder| {
+            (0..count)
+                .map(|i| {
+                    let skip = if i == 0 { first_skip } else { 0 };
+                    let heads = config.num_attention_heads[level];
+                    Ok(Layer {
+                        residual: ResBlock::new(width(level), skip, depth, vb.pp(3 * i))?,
+                        timestep: TimestepBlock::new(width(level), config, vb.pp(3 * i + 1))?,
+                        attention: AttnBlock::new(
+                            width(level),
+                            config.conditioning_dim,
+                            heads,
+                            vb.pp(3 * i + 2),
+                        )?,
+                    })
+                })
+                .collect::<TensorResult<Vec<_>>>()
+        };
+        let pointwise = |from, to, name: String| Linear::pointwise(from, to, fan_in(from), vb.pp(name));
+        let mut down = Vec::with_capacity(levels);
+        let mut up = Vec::with_capacity(levels);
+        for level in 0..levels {
+            let scaler = (level > 0)
+                .then(|| {
+                    pointwise(width(level - 1), width(level), format!("down_downscalers.{level}.1.blocks.0"))
+                })
+                .transpose()?;
+            let count = config.down_num_layers_per_block[level];
+            down.push(Level {
+                scaler,
+                layers: layers(count, level, 0, vb.pp(format!("down_blocks.{level}")))?,
+            });
+        }
+        for i in 0..levels {
+            let level = levels - 1 - i;
+            let scaler = (level > 0)
+                .then(|| pointwise(width(level), width(level - 1), format!("up_upscalers.{i}.1.blocks.1")))
+                .transpose()?;
+            let skip = if i > 0 { width(level) } else { 0 };
+            let count = config.up_num_layers_per_block[i];
+            up.push(Level { scaler, layers: layers(count, level, skip, vb.pp(format!("up_blocks.{i}")))? });
+        }
+        let small = Init::Randn { mean: 0.0, stdev: 0.02 };
+        let patch = config.patch_size * config.patch_size;
+        let token = config.conditioning_dim;
+        let tokens = token * config.clip_seq;
+        Ok(Self {
+            text_mapper: Linear::new(config.clip_text_in_channels, token, small, vb.pp("clip_txt_mapper"))?,
+            pooled_mapper: Linear::new(
+                config.clip_text_pooled_in_channels,
+                tokens,
+                small,
+                vb.pp("clip_txt_pooled_mapper"),
+            )?,
+            image_mapper: Linear::new(
+                config.clip_image_in_channels,
+                tokens,
+                small,
+                vb.pp("clip_img_mapper"),
+            )?,
+            embedding: Linear::pointwise(
+                config.in_channels * patch,
+                width(0),
+                fan_in(config.in_channels * patch),
+                vb.pp("embedding.1"),
+            )?,
+            down,
+            up,
+            head: Linear::pointwise(width(0), config.out_channels * patch, Init::Const(0.0), vb.pp("clf.1"))?,
+            config: config.clone(),
+        })
+    }
+
+    /// The model's numbers.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn attention_blocks(&self) -> impl Iterator<Item = &AttnBlock> {
+        self.down.iter().chain(&self.up).flat_map(|level| &level.layers).map(|layer| &layer.attention)
+    }
+
+    /// Text and image embeddings to normalised conditioning tokens, in the order text, pooled text, image.
+    ///
+    /// # Shapes
+    /// `text` (B, N, text width), `pooled` (B, 1, pooled width), `image` (B, 1, image width);
+    /// result (B, N + 2·clip_seq, conditioning_dim).
+    ///
+    /// # Errors
+    /// Where the shapes do not fit.
+    pub fn conditioning_tokens(&self, text: &Tensor, pooled: &Tensor, image: &Tensor) -> Result<Tensor> {
+        let split = |xs: Tensor| {
+            let (batch, count, _) = xs.dims3()?;
+            xs.reshape((batch, count * self.config.clip_seq, self.config.conditioning_dim))
+        };
+        let text = self.text_mapper.forward(text)?;
+        let pooled = split(self.pooled_mapper.forward(pooled)?)?;
+        let image = split(self.image_mapper.forward(image)?)?;
+        Ok(norm(&Tensor::cat(&[text, pooled, image], 1)?)?)
+    }
+
+    /// The keys and values of conditioning tokens for each attention block: once per prompt, not once per step.
+    ///
+    /// # Errors
+    /// Where the shapes do not fit.
+    pub fn key_values(&self, tokens: &Tensor) -> Result<Vec<KeyValue>> {
+        Ok(self.attention_blocks().map(|block| block.key_value(tokens)).collect::<TensorResult<_>>()?)
+    }
+
+    /// Predicts the noise ε in `noised` latents.
+    ///
+    /// # Shapes
+    /// `noised` (B, 16, h, w), `timestep` (B) in [0, 1]; `text` and `user` hold one entry for each attention block,
+    /// keys and values (B, M, C). Result (B, 16, h, w).
+    ///
+    /// # Errors
+    /// Where the shapes do not fit.
+    pub fn forward(
+        &self,
+        noised: &Tensor,
+        timestep: &Tensor,
+        text: &[KeyValue],
+        user: Option<&[KeyValue]>,
+    ) -> Result<Tensor> {
+        let zero = timestep.zeros_like()?;
+        self.forward_with(
+            noised,
+            timestep,
+            &vec![zero; self.config.timestep_conditioning_type.len()],
+            text,
+            user,
+        )
+    }
+
+    /// As [`StageC::forward`], with values for the further scalars (`sca`, `crp`), each (B).
+    ///
+    /// # Errors
+    /// Where the shapes do not fit.
+    pub fn forward_with(
+        &self,
+        noised: &Tensor,
+        timestep: &Tensor,
+        scalars: &[Tensor],
+        text: &[KeyValue],
+        user: Option<&[KeyValue]>,
+    ) -> Result<Tensor> {
+        let blocks = self.attention_blocks().count();
+        for (name, given) in [("text", Some(text.len())), ("user", user.map(<[_]>::len))] {
+            if let Some(given) = given.filter(|given| *given != blocks) {
+                return Err(Error::Shape(format!(
+                    "Stage C has {blocks} attention blocks, got {given} {name} entries"
+                )));
+            }
+        }
+        let width = self.config.timestep_ratio_embedding_dim;
+        let embeddings = std::iter::once(timestep)
+            .chain(scalars)
+            .map(|t| timestep_embedding(t, width)?.to_dtype(noised.dtype()))
+            .collect::<TensorResult<Vec<_>>>()?;
+        let mut external = text.iter().zip((0..blocks).map(|i| user.map(|user| &user[i])));
+        let mut run = |mut xs: Tensor, layers: &[Layer], skip: Option<&Tensor>| -> TensorResult {
+            for (i, layer) in layers.iter().enumerate() {
+                xs = layer.residual.forward(&xs, skip.filter(|_| i == 0))?;
+                xs = layer.timestep.forward(&xs, &embeddings)?;
+                let (text, user) = external.next().expect("one entry for each attention block was checked");
+                xs = layer.attention.forward(&xs, text, user)?;
+            }
+            Ok(xs)
+        };
+
+        let xs = pixel_unshuffle_to_nhwc(noised, self.config.patch_size)?;
+        let mut xs = norm(&self.embedding.forward(&xs)?)?; // (B, h, w, C)
+        let mut outputs = Vec::with_capacity(self.down.len());
+        for level in &self.down {
+            if let Some(scaler) = &level.scaler {
+                xs = scaler.forward(&norm(&xs)?)?;
+            }
+            xs = run(xs, &level.layers, None)?;
+            outputs.push(xs.clone());
+        }
+        for (i, level) in self.up.iter().enumerate() {
+            let skip = (i > 0).then(|| &outputs[outputs.len() - 1 - i]);
+            xs = run(xs, &level.layers, skip)?;
+            if let Some(scaler) = &level.scaler {
+                xs = scaler.forward(&norm(&xs)?)?;
+            }
+        }
+        let xs = self.head.forward(&norm(&xs)?)?;
+        Ok(pixel_shuffle_to_nchw(&xs, self.config.patch_size)?)
+    }
+}
+
+/// Torch's pixel unshuffle (channel outermost, then the patch), channels last.
+fn pixel_unshuffle_to_nhwc(xs: &Tensor, patch: usize) -> TensorResult {
+    let (b, c, h, w) = xs.dims4()?;
+    if h % patch != 0 || w % patch != 0 {
+        candle_core::bail!("latents of {h}×{w} do not divide into patches of {patch}");
+    }
+    xs.reshape(&[b, c, h / patch, patch, w / patch, patch][..])?
+        .permute(vec![0, 2, 4, 1, 3, 5])?
+        .contiguous()?
+        .reshape((b, h / patch, w / patch, c * patch * patch))
+}
+
+/// Torch's pixel shuffle of the head's channels (channel outermost, then the patch), and back to (B, C, H, W).
+fn pixel_shuffle_to_nchw(xs: &Tensor, patch: usize) -> TensorResult {
+    let (b, h, w, c) = xs.dims4()?;
+    if patch == 1 {
+        return xs.permute((0, 3, 1, 2))?.contiguous();
+    }
+    let channels = c / (patch * patch);
+    xs.reshape(&[b, h, w, channels, patch, patch][..])?
+        .permute(vec![0, 3, 1, 4, 2, 5])?
+        .contiguous()?
+        .reshape((b, channels, h * patch, w * patch))
+}
+
+/// The sinusoidal embedding of `r` in [0, 1] over 10,000 positions: sines, then cosines.
+///
+/// The phase reaches 10⁴ rad, where single precision resolves 10⁻³: every rounding must be torch's, hence `f32`
+/// throughout and in its order.
+fn timestep_embedding(r: &Tensor, width: usize) -> TensorResult {
+    let half = width / 2;
+    let frequencies = timestep_frequencies(half);
+    let device = r.device();
+    let r = r.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    let mut out = Vec::with_capacity(r.len() * width);
+    for r in &r {
+        let phases: Vec<f32> = frequencies.iter().map(|f| (r * 10_000.0) * f).collect();
+        out.extend(phases.iter().map(|p| p.sin()));
+        out.extend(phases.iter().map(|p| p.cos()));
+        out.resize(out.len() + width % 2, 0.0);
+    }
+    Tensor::from_vec(out, (r.len(), width), device)
+}
+
+fn timestep_frequencies(half: usize) -> Vec<f32> {
+    let step = -(10_000f64.ln() / (half as f64 - 1.0)) as f32;
+    (0..half).map(|i| (i as f32 * step).exp()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attention_blocks_are_named_in_running_order() {
+        let config = Config { switch_level: vec![false], ..desk() };
+        let names: Vec<String> = config.attention_blocks().into_iter().map(|(name, _)| name).collect();
+        let expected = ["down_blocks.0.2", "down_blocks.1.2", "down_blocks.1.5"];
+        assert_eq!(names[..3], expected);
+        assert_eq!(names[3..], ["up_blocks.0.2", "up_blocks.0.5", "up_blocks.1.2"]);
+    }
+
+    #[test]
+    fn a_config_that_changes_the_resolution_is_refused() {
+        let config = Config { switch_level: vec![true], ..desk() };
+        assert!(config.check().unwrap_err().to_string().contains("switch_level"));
+    }
+
+    fn desk() -> Config {
+        Config {
+            in_channels: 16,
+            out_channels: 16,
+            timestep_ratio_embedding_dim: 64,
+            patch_size: 1,
+            conditioning_dim: 40,
+            block_out_channels: vec![32, 48],
+            num_attention_heads: vec![2, 3],
+            down_num_layers_per_block: vec![1, 2],
+            up_num_layers_per_block: vec![2, 1],
+            clip_text_in_channels: 32,
+            clip_text_pooled_in_channels: 24,
+            clip_image_in_channels: 20,
+            clip_seq: 4,
+            timestep_conditioning_type: vec!["sca".into(), "crp".into()],
+            switch_level: vec![false],
+        }
+    }
+}
