@@ -57,6 +57,9 @@ pub enum Error {
         /// The system's own words.
         source: std::io::Error,
     },
+    /// Nobody's fault: whoever started the work asked it to stop.
+    #[error("stopped on request")]
+    Stopped,
     /// The tensor library refused.
     #[error("{0}")]
     Tensor(String),

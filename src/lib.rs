@@ -18,6 +18,7 @@
 
 pub mod error;
 pub mod pixels;
+pub mod progress;
 pub mod rng;
 pub mod stats;
 pub mod units;

@@ -4,11 +4,19 @@
 //! person or holds a secret is recorded: remotes lose their credentials, the host's name and the environment stay out.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
 use crate::units::Digest;
+
+mod code;
+mod machine;
+
+pub use code::{Difference, git};
+pub use machine::{free_bytes, machine};
 
 /// The code and the machine behind a record.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -34,8 +42,11 @@ pub struct Git {
     pub branch: Option<String>,
     /// The URL of `origin` without credentials.
     pub remote: Option<String>,
-    /// The digest of `git diff --binary HEAD`; `None` where nothing differs. The text stands beside the records.
+    /// The digest of `git diff --binary HEAD`; `None` where nothing differs. Its text stands beside the records, in
+    /// `code/<first twelve digits>.diff`.
     pub diff: Option<Digest>,
+    /// Whether that text was cut at [`Git::DIFF_BYTES`]; the digest is that of the whole.
+    pub diff_cut: bool,
     /// The files that git does not know and does not ignore, at most [`Git::UNTRACKED`].
     pub untracked: Vec<Untracked>,
     /// How many more untracked files there are.
@@ -45,6 +56,10 @@ pub struct Git {
 impl Git {
     /// The most untracked files that are listed.
     pub const UNTRACKED: usize = 100;
+    /// The size above which an untracked file is named but not digested.
+    pub const UNTRACKED_BYTES: u64 = 16 << 20;
+    /// The most text of a difference that is kept.
+    pub const DIFF_BYTES: usize = 4 << 20;
 }
 
 /// A file that git does not know.
@@ -75,6 +90,53 @@ pub struct Machine {
     pub memory_mib: u64,
     /// The device that computed: `cpu` or `cuda:0`.
     pub device: String,
+}
+
+impl Provenance {
+    /// The state of the repository around `folder` and of this machine, with the difference's text.
+    ///
+    /// # Errors
+    /// Where a repository is there but cannot be read.
+    pub fn gather(folder: &Path, threads: usize, device: &str) -> Result<(Self, Option<Difference>)> {
+        let (git, difference) = match git(folder)? {
+            Some((git, difference)) => (Some(git), difference),
+            None => (None, None),
+        };
+        let versions = [
+            ("ppd", env!("CARGO_PKG_VERSION")),
+            ("rustc", env!("PPD_RUSTC")),
+            ("candle", env!("PPD_CANDLE")),
+        ];
+        let provenance = Self {
+            git,
+            machine: machine(threads, device),
+            versions: versions.map(|(name, version)| (name.into(), version.into())).into(),
+            arguments: std::env::args().skip(1).collect(),
+        };
+        Ok((provenance, difference))
+    }
+}
+
+/// The digest of a file's bytes, read in pieces.
+///
+/// # Errors
+/// Where the system refuses.
+pub fn file_digest(path: &Path) -> Result<Digest> {
+    use sha2::Digest as _;
+    let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
+    let mut hasher = sha2::Sha256::new();
+    std::io::copy(&mut std::io::BufReader::with_capacity(1 << 20, file), &mut hasher)
+        .map_err(Error::io("read", path))?;
+    Ok(Digest::from_hasher(hasher))
+}
+
+/// The digest of the running program.
+///
+/// # Errors
+/// Where the system does not tell which file it is, or does not let it be read.
+pub fn binary_digest() -> Result<Digest> {
+    let path = std::env::current_exe().map_err(Error::io("find", PathBuf::from("the program's own file")))?;
+    file_digest(&path)
 }
 
 /// The time in UTC, to the second, as `2025-01-31T12:00:00Z`.

@@ -1,0 +1,161 @@
+//! The state of the git repository that the program runs in.
+
+use std::path::Path;
+
+use git2::{DiffFormat, DiffOptions, ErrorCode, Repository, StatusOptions};
+use sha2::Digest as _;
+
+use super::{Git, Untracked, file_digest};
+use crate::error::{Error, Result};
+use crate::units::Digest;
+
+/// The text of `git diff --binary HEAD`, cut at [`Git::DIFF_BYTES`], under the digest of the whole.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Difference {
+    /// The digest of the whole text.
+    pub digest: Digest,
+    /// The text, or its beginning.
+    pub text: Vec<u8>,
+}
+
+/// The repository around `folder` and how its files differ from HEAD; `None` where there is no repository.
+///
+/// # Errors
+/// Where a repository is there but cannot be read.
+pub fn git(folder: &Path) -> Result<Option<(Git, Option<Difference>)>> {
+    let fault = |fault: git2::Error| Error::data(folder, format!("git repository: {}", fault.message()));
+    let repository = match Repository::discover(folder) {
+        Ok(repository) => repository,
+        Err(none) if none.code() == ErrorCode::NotFound => return Ok(None),
+        // Owned by somebody else, or damaged: unknown, as outside a repository; git itself would refuse too.
+        Err(other) if other.code() == ErrorCode::Owner => return Ok(None),
+        Err(other) => return Err(fault(other)),
+    };
+    let mut git = Git::default();
+    let mut tree = None;
+    match repository.head() {
+        Ok(head) => {
+            let commit = head.peel_to_commit().map_err(fault)?;
+            git.commit = Some(commit.id().to_string());
+            if head.is_branch() {
+                git.branch = head.shorthand().ok().map(str::to_owned);
+            }
+            tree = Some(commit.tree().map_err(fault)?);
+        }
+        Err(unborn) if matches!(unborn.code(), ErrorCode::UnbornBranch | ErrorCode::NotFound) => {}
+        Err(other) => return Err(fault(other)),
+    }
+    git.remote =
+        repository.find_remote("origin").ok().and_then(|remote| remote.url().ok().map(without_credentials));
+
+    let mut options = DiffOptions::new();
+    options.show_binary(true);
+    let diff =
+        repository.diff_tree_to_workdir_with_index(tree.as_ref(), Some(&mut options)).map_err(fault)?;
+    let mut hasher = sha2::Sha256::new();
+    let mut text = Vec::new();
+    let mut whole = 0;
+    diff.print(DiffFormat::Patch, |_, _, line| {
+        let mut keep = |bytes: &[u8]| {
+            hasher.update(bytes);
+            whole += bytes.len();
+            let room = Git::DIFF_BYTES.saturating_sub(text.len());
+            text.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        };
+        if matches!(line.origin(), '+' | '-' | ' ') {
+            keep(&[line.origin() as u8]);
+        }
+        keep(line.content());
+        true
+    })
+    .map_err(fault)?;
+    let difference = (whole > 0).then(|| Difference { digest: Digest::from_hasher(hasher), text });
+    git.diff = difference.as_ref().map(|difference| difference.digest.clone());
+    git.diff_cut = whole > Git::DIFF_BYTES;
+
+    list_untracked(&repository, &mut git).map_err(fault)?;
+    Ok(Some((git, difference)))
+}
+
+fn list_untracked(repository: &Repository, git: &mut Git) -> std::result::Result<(), git2::Error> {
+    let Some(root) = repository.workdir() else { return Ok(()) };
+    let mut options = StatusOptions::new();
+    options.include_untracked(true).recurse_untracked_dirs(true).include_ignored(false);
+    for entry in repository.statuses(Some(&mut options))?.iter() {
+        let Some(path) = entry.path().ok().filter(|_| entry.status().is_wt_new()) else { continue };
+        if git.untracked.len() == Git::UNTRACKED {
+            git.untracked_omitted += 1;
+            continue;
+        }
+        let file = root.join(path);
+        // A file may vanish between the listing and the look at it; then it is named without a digest.
+        let bytes = file.metadata().map_or(0, |metadata| metadata.len());
+        let digest = (bytes <= Git::UNTRACKED_BYTES).then(|| file_digest(&file).ok()).flatten();
+        git.untracked.push(Untracked { path: path.into(), bytes, digest });
+    }
+    Ok(())
+}
+
+/// A URL without what stands before the `@` of its host, and without a query.
+fn without_credentials(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let (host, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
+            let host = host.rsplit('@').next().unwrap_or_default();
+            path.map_or_else(|| format!("{scheme}://{host}"), |path| format!("{scheme}://{host}/{path}"))
+        }
+        None => url.rsplit_once('@').map_or(url, |(_, rest)| rest).to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_cut_from_remotes() {
+        for (url, clean) in [
+            ("https://user:secret@host.org/a/b.git", "https://host.org/a/b.git"),
+            ("https://token@host.org", "https://host.org"),
+            ("https://host.org/a@b.git?token=secret", "https://host.org/a@b.git"),
+            ("git@host.org:a/b.git", "host.org:a/b.git"),
+            ("/srv/git/a.git", "/srv/git/a.git"),
+        ] {
+            assert_eq!(without_credentials(url), clean);
+        }
+    }
+
+    #[test]
+    fn a_repository_is_described_and_its_absence_too() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(git(folder.path()).unwrap().is_none());
+
+        let repository = Repository::init(folder.path()).unwrap();
+        let (unborn, _) = git(folder.path()).unwrap().unwrap();
+        assert_eq!(unborn.commit, None);
+
+        std::fs::write(folder.path().join("tracked"), "one\n").unwrap();
+        let mut index = repository.index().unwrap();
+        index.add_path(Path::new("tracked")).unwrap();
+        let tree = repository.find_tree(index.write_tree().unwrap()).unwrap();
+        index.write().unwrap();
+        let person = git2::Signature::now("A", "a@example.org").unwrap();
+        let commit = repository.commit(Some("HEAD"), &person, &person, "first", &tree, &[]).unwrap();
+        let (clean, difference) = git(folder.path()).unwrap().unwrap();
+        assert_eq!(clean.commit, Some(commit.to_string()));
+        assert!(clean.branch.is_some() && clean.diff.is_none() && difference.is_none());
+
+        std::fs::write(folder.path().join("tracked"), "two\n").unwrap();
+        for number in 0..Git::UNTRACKED + 2 {
+            std::fs::write(folder.path().join(format!("new{number:03}")), "text").unwrap();
+        }
+        let (dirty, difference) = git(folder.path()).unwrap().unwrap();
+        let difference = difference.unwrap();
+        let text = String::from_utf8(difference.text.clone()).unwrap();
+        assert!(text.contains("\n-one\n+two\n"), "{text}");
+        assert_eq!(dirty.diff, Some(Digest::of(&difference.text)));
+        assert_eq!((dirty.untracked.len(), dirty.untracked_omitted), (Git::UNTRACKED, 2));
+        assert_eq!(dirty.untracked[0].digest, Some(Digest::of(b"text")));
+    }
+}
