@@ -1,3 +1,5 @@
 //! The networks, in the layouts of their public checkpoints.
 
+mod blocks;
+pub mod latent_codec;
 pub mod stage_c;

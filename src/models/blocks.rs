@@ -1,0 +1,87 @@
+//! What Stage C and the desk's latent codec are both built of.
+
+use candle_core::{D, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+use crate::nn::{self, TensorResult};
+
+/// An affine map with the checkpoint's `weight` and `bias`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    /// The map whose weight is drawn from `init` where it is a new variable; the bias starts at zero.
+    pub fn new(inputs: usize, outputs: usize, init: Init, vb: VarBuilder) -> TensorResult<Self> {
+        let weight = vb.get_with_hints((outputs, inputs), "weight", init)?;
+        let bias = vb.get_with_hints(outputs, "bias", Init::Const(0.0))?;
+        Ok(Self { weight, bias })
+    }
+
+    /// A 1×1 convolution of the checkpoint, which is a linear map of the channels.
+    pub fn pointwise(inputs: usize, outputs: usize, init: Init, vb: VarBuilder) -> TensorResult<Self> {
+        let weight = vb.get_with_hints((outputs, inputs, 1, 1), "weight", init)?;
+        let weight = weight.reshape((outputs, inputs))?;
+        let bias = vb.get_with_hints(outputs, "bias", Init::Const(0.0))?;
+        Ok(Self { weight, bias })
+    }
+
+    /// (…, inputs) to (…, outputs).
+    pub fn forward(&self, xs: &Tensor) -> TensorResult {
+        nn::linear(xs, &self.weight, Some(&self.bias))
+    }
+}
+
+/// The initialisation of a linear map that feeds `inputs` unit-variance values on.
+pub fn fan_in(inputs: usize) -> Init {
+    Init::Randn { mean: 0.0, stdev: 1.0 / (inputs as f64).sqrt() }
+}
+
+/// Layer normalisation without affine part, as everywhere in Stage C.
+pub fn norm(xs: &Tensor) -> TensorResult {
+    nn::layer_norm(xs, None, 1e-6)
+}
+
+/// A residual block: depthwise 3×3, norm, [skip], MLP with global response normalisation.
+#[derive(Debug, Clone)]
+pub struct ResBlock {
+    depthwise: Tensor,
+    depthwise_bias: Tensor,
+    expand: Linear,
+    gamma: Tensor,
+    beta: Tensor,
+    contract: Linear,
+}
+
+impl ResBlock {
+    /// A block over `width` channels that takes `skip` more beside them; one of `depth` blocks in a row.
+    pub fn new(width: usize, skip: usize, depth: usize, vb: VarBuilder) -> TensorResult<Self> {
+        let hidden = 4 * width;
+        let channelwise = vb.pp("channelwise");
+        let out = Init::Randn { mean: 0.0, stdev: (1.0 / (hidden * depth) as f64).sqrt() };
+        Ok(Self {
+            depthwise: vb.get_with_hints((width, 1, 3, 3), "depthwise.weight", fan_in(9))?,
+            depthwise_bias: vb.get_with_hints(width, "depthwise.bias", Init::Const(0.0))?,
+            expand: Linear::new(width + skip, hidden, fan_in(width + skip), channelwise.pp(0))?,
+            gamma: channelwise
+                .get_with_hints((1, 1, 1, hidden), "2.gamma", Init::Const(0.0))?
+                .flatten_all()?,
+            beta: channelwise.get_with_hints((1, 1, 1, hidden), "2.beta", Init::Const(0.0))?.flatten_all()?,
+            contract: Linear::new(hidden, width, out, channelwise.pp(4))?,
+        })
+    }
+
+    /// (B, H, W, C) to the same.
+    pub fn forward(&self, xs: &Tensor, skip: Option<&Tensor>) -> TensorResult {
+        let (b, h, w, c) = xs.dims4()?;
+        let mut ys = norm(&nn::depthwise_conv3x3(xs, &self.depthwise, &self.depthwise_bias)?)?;
+        if let Some(skip) = skip {
+            ys = Tensor::cat(&[&ys, skip], D::Minus1)?;
+        }
+        let ys = nn::gelu_erf(&self.expand.forward(&ys.flatten(1, 2)?)?)?; // (B, N, 4C)
+        let ys = self.contract.forward(&nn::grn(&ys, &self.gamma, &self.beta)?)?;
+        xs + ys.reshape((b, h, w, c))?
+    }
+}
