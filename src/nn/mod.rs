@@ -24,7 +24,7 @@ mod slice;
 pub mod workers;
 
 pub use activation::{gelu_erf, quick_gelu, silu};
-pub use adamw::*;
+pub use adamw::{AdamW, AdamWConfig, clip_gradients};
 pub use attention::{Mask, attention};
 pub use conv::{depth_to_space, depthwise_conv3x3, space_to_depth};
 pub use linear::linear;

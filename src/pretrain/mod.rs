@@ -1,1 +1,7 @@
-//! The desk models' own training loops.
+//! The desk models' own training loops: codec, CLIP, heads and denoiser, each resumable, seeded and described by a
+//! manifest. Nothing here is part of the paper; it makes the small world in which the paper's study can be run.
+
+pub mod codec;
+mod trainer;
+
+pub use trainer::{Optimisation, Step, Trainer};

@@ -1,0 +1,190 @@
+//! What every pretraining loop does at each step: micro-batches over workers, clipped AdamW, a moving average of the
+//! weights, and a state file from which the loop goes on as if it had never stopped.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor, Var};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::nn::workers::Workers;
+use crate::nn::{AdamW, AdamWConfig, clip_gradients};
+use crate::weights::{self, Trainable, Weights};
+
+/// How long and how fast a model is pretrained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optimisation {
+    /// Optimiser steps in all.
+    pub steps: usize,
+    /// Micro-batches of each step; their gradients are averaged in order, whoever computes them.
+    pub micro_batches: usize,
+    /// Samples of each micro-batch.
+    pub micro_batch: usize,
+    /// The learning rate after warm-up, which a half cosine then takes to a fiftieth.
+    pub learning_rate: f64,
+    /// Steps of linear warm-up.
+    pub warmup_steps: usize,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest norm of the whole gradient.
+    pub max_grad_norm: f64,
+    /// Decay of the weights' moving average; 0 keeps none.
+    pub ema_decay: f64,
+}
+
+impl Optimisation {
+    /// The learning rate of step `step`, counted from 0.
+    pub fn learning_rate_at(&self, step: usize) -> f64 {
+        let warmup = (step + 1) as f64 / self.warmup_steps.max(1) as f64;
+        let progress = (step as f64 / self.steps as f64).min(1.0);
+        let cosine = 0.02 + 0.98 * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
+        self.learning_rate * warmup.min(1.0) * cosine
+    }
+}
+
+/// What one step measured.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Step {
+    /// Steps done, this one included.
+    pub step: usize,
+    /// Mean loss of the micro-batches.
+    pub loss: f64,
+    /// The gradient's norm before clipping.
+    pub gradient_norm: f64,
+    /// The step's learning rate.
+    pub learning_rate: f64,
+}
+
+/// The state of one pretraining run.
+pub struct Trainer {
+    optimisation: Optimisation,
+    variables: Vec<(String, Var)>,
+    average: Vec<Tensor>,
+    optimiser: AdamW,
+    workers: Workers,
+    step: usize,
+}
+
+impl Trainer {
+    /// Starts at step 0 with the variables made so far.
+    ///
+    /// # Errors
+    /// Where the system gives no threads.
+    pub fn new(optimisation: &Optimisation, trainable: &Trainable, threads: usize) -> Result<Self> {
+        let variables: Vec<(String, Var)> = trainable.vars().into_iter().collect();
+        let average =
+            variables.iter().map(|(_, v)| v.as_detached_tensor().copy()).collect::<Result<_, _>>()?;
+        let config = AdamWConfig { weight_decay: optimisation.weight_decay, ..AdamWConfig::default() };
+        let optimiser = AdamW::new(variables.clone(), config)?;
+        let workers = Workers::new(threads.min(optimisation.micro_batches))?;
+        Ok(Self { optimisation: optimisation.clone(), variables, average, optimiser, workers, step: 0 })
+    }
+
+    /// Steps done.
+    pub fn step(&self) -> usize {
+        self.step
+    }
+
+    /// True once all steps are done.
+    pub fn is_done(&self) -> bool {
+        self.step >= self.optimisation.steps
+    }
+
+    /// One step: `loss(index)` builds the loss of micro-batch `index`, counted over the whole run.
+    ///
+    /// # Errors
+    /// Those of `loss`, and [`Error::NonFinite`] where the loss or the gradient is not finite.
+    pub fn advance(&mut self, loss: impl Fn(u64) -> Result<Tensor> + Sync) -> Result<Step> {
+        let count = self.optimisation.micro_batches;
+        let indices: Vec<u64> = (0..count).map(|i| (self.step * count + i) as u64).collect();
+        let variables = &self.variables;
+        let results = self.workers.map(&indices, |_, &index| -> Result<_> {
+            let loss = loss(index)?;
+            let mut grads = loss.backward()?;
+            let grads: Vec<Option<Tensor>> = variables.iter().map(|(_, var)| grads.remove(var)).collect();
+            Ok((f64::from(loss.to_scalar::<f32>()?), grads))
+        });
+        let mut sums: Vec<Option<Tensor>> = vec![None; variables.len()];
+        let mut total = 0.0;
+        for result in results {
+            let (loss, grads) = result?;
+            total += loss / count as f64;
+            for (sum, grad) in sums.iter_mut().zip(grads) {
+                *sum = match (sum.take(), grad) {
+                    (Some(sum), Some(grad)) => Some((sum + grad)?),
+                    (sum, grad) => sum.or(grad),
+                };
+            }
+        }
+        let mut grads = Vec::with_capacity(sums.len());
+        for sum in sums {
+            grads.push(sum.map(|sum| sum / count as f64).transpose()?);
+        }
+        let norm = clip_gradients(&mut grads, self.optimisation.max_grad_norm)?;
+        for (what, value) in [("the pretraining loss", total), ("the gradient's norm", norm)] {
+            if !value.is_finite() {
+                return Err(Error::NonFinite { what: what.into(), value, step: self.step });
+            }
+        }
+        let learning_rate = self.optimisation.learning_rate_at(self.step);
+        self.optimiser.step(&grads, learning_rate)?;
+        self.step += 1;
+        self.update_average()?;
+        Ok(Step { step: self.step, loss: total, gradient_norm: norm, learning_rate })
+    }
+
+    fn update_average(&mut self) -> Result<()> {
+        // Early on the average follows quickly: it would otherwise remember the random start for ever.
+        let decay = self.optimisation.ema_decay.min((1.0 + self.step as f64) / (10.0 + self.step as f64));
+        for (average, (_, var)) in self.average.iter_mut().zip(&self.variables) {
+            *average = ((&*average * decay)? + (var.as_detached_tensor() * (1.0 - decay))?)?;
+        }
+        Ok(())
+    }
+
+    /// The moving average of every variable, or the variables themselves where no average is kept.
+    pub fn averaged(&self) -> BTreeMap<String, Tensor> {
+        let keeps = self.optimisation.ema_decay > 0.0;
+        let named = self.variables.iter().zip(&self.average);
+        named
+            .map(|((name, var), mean)| {
+                (name.clone(), if keeps { mean.clone() } else { var.as_detached_tensor() })
+            })
+            .collect()
+    }
+
+    /// Stores everything that the next step depends on.
+    ///
+    /// # Errors
+    /// Where the disk refuses.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut tensors = self.optimiser.state("optimiser.");
+        for ((name, var), mean) in self.variables.iter().zip(&self.average) {
+            tensors.insert(format!("weights.{name}"), var.as_detached_tensor());
+            tensors.insert(format!("average.{name}"), mean.clone());
+        }
+        let metadata = BTreeMap::from([("step".to_owned(), self.step.to_string())]);
+        weights::save(path, &tensors, DType::F32, &metadata)?;
+        Ok(())
+    }
+
+    /// Goes on from a stored state; the schedule may have been lengthened meanwhile.
+    ///
+    /// # Errors
+    /// Where the file is damaged or belongs to another model.
+    pub fn resume(&mut self, path: &Path) -> Result<()> {
+        let state = Weights::open(path)?;
+        let step = state.metadata().get("step").and_then(|step| step.parse().ok());
+        self.step =
+            step.ok_or_else(|| Error::weights(path, "holds no training state; delete it to start anew"))?;
+        for ((name, var), mean) in self.variables.iter().zip(&mut self.average) {
+            let get =
+                |prefix: &str| state.get(var.shape(), &format!("{prefix}.{name}"), DType::F32, &Device::Cpu);
+            var.set(&get("weights")?)?;
+            *mean = get("average")?;
+        }
+        self.optimiser.restore("optimiser.", self.step, |name| state.read(name, DType::F32, &Device::Cpu))
+    }
+}
