@@ -1,3 +1,4 @@
 //! Tables and figures from records alone.
 
+pub mod panel;
 pub mod plot;
