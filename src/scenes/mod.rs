@@ -7,6 +7,7 @@
 //! combined, while each single word is common in training.
 
 pub mod caption;
+pub mod prompts;
 pub mod render;
 pub mod style;
 
