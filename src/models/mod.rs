@@ -1,5 +1,7 @@
 //! The networks, in the layouts of their public checkpoints.
 
 mod blocks;
+pub mod clip;
 pub mod latent_codec;
 pub mod stage_c;
+pub mod tokenizer;
