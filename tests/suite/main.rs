@@ -1,5 +1,7 @@
 //! The integration suite: one binary, one module for each floor's oracles and families.
 
+mod clip;
 mod diffusion;
 mod objective;
+mod reward;
 mod stage_c;

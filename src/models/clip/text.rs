@@ -150,16 +150,16 @@ impl TextTower {
         Ok(TextStates { hidden_states, text_embeds })
     }
 
-    /// The projected embeddings alone: (B, P). Padding behind the end token cannot reach it and is not computed.
+    /// The projected embeddings alone: (B, P). Padding behind the end token cannot reach it, so captions may be
+    /// [`Tokens::trimmed`] first where the last bit may depend on the batch, as in training.
     ///
     /// # Errors
     /// As [`TextTower::forward`].
     pub fn embeddings(&self, tokens: &Tokens) -> Result<Tensor> {
-        let tokens = tokens.trimmed();
-        let mut xs = self.embed(&tokens)?;
+        let mut xs = self.embed(tokens)?;
         for block in &self.blocks {
             xs = block.forward(&xs, &Mask::Causal)?;
         }
-        self.project(&xs, &tokens)
+        self.project(&xs, tokens)
     }
 }
