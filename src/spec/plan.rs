@@ -1,0 +1,495 @@
+//! A study set against this disk: a flat list of cells, each with an id that hashes its inputs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::source::Problems;
+use super::{Conditioning, Labels, Method, Profile, Role, Spec, claim};
+use crate::error::{Error, Result, nearest};
+use crate::provenance::{Provenance, file_digest, free_bytes};
+use crate::record::{self, Header};
+use crate::units::{Digest, Seed};
+use crate::weights::Weights;
+
+/// The version of experiment files and of what a cell's id means; a change of either makes all cells new.
+pub const SCHEMA: u32 = 1;
+
+/// Disk that a plan may take besides its rows: one adapter with its optimiser's state, generously.
+const BYTES_PER_TRAINING: u64 = 8 << 20;
+/// Disk that one row takes, generously.
+const BYTES_PER_ROW: u64 = 400;
+
+/// The folders that a run reads and writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// Records.
+    pub results: PathBuf,
+    /// Figures.
+    pub figures: PathBuf,
+    /// What can be made again: adapters, reference errors.
+    pub cache: PathBuf,
+    /// Weights and data.
+    pub assets: PathBuf,
+}
+
+impl Places {
+    /// The folder of a training's results in the cache.
+    pub fn training(&self, train_key: &str) -> PathBuf {
+        self.cache.join("adapters").join(train_key)
+    }
+}
+
+/// One method trained with one seed and evaluated: the unit of work, of resuming and of records.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    /// Its name on disk; the last part hashes its inputs.
+    pub id: String,
+    /// The method.
+    pub method: Method,
+    /// The training seed; the base, which trains nothing, stands once, with seed 0.
+    pub train_seed: Seed,
+    /// The identity of its training, shared by all cells with the same; `None` for the base.
+    pub train_key: Option<String>,
+    /// The canonical configuration that its id hashes.
+    pub config: serde_json::Value,
+    /// The digests of the weights and data that it depends on.
+    pub digests: BTreeMap<String, Digest>,
+    /// How many rows its complete record has.
+    pub rows: usize,
+    /// The folder of its record.
+    pub folder: PathBuf,
+}
+
+impl Cell {
+    /// Whether its record is complete.
+    pub fn is_complete(&self) -> bool {
+        record::read_header(&self.folder).is_ok_and(|header| header.finished.is_some())
+    }
+
+    /// Where its record stands: rows that are there.
+    ///
+    /// # Errors
+    /// Where the record is corrupt.
+    pub fn rows_done(&self) -> Result<usize> {
+        if !self.folder.join("header.json").exists() || !self.folder.join("rows.csv").exists() {
+            return Ok(0);
+        }
+        Ok(record::read_cell(&self.folder)?.1.len())
+    }
+
+    /// The header of a new record of this cell.
+    pub fn header(
+        &self,
+        plan: &Plan,
+        provenance: &Provenance,
+        binary: Option<&Digest>,
+        scores: &[String],
+    ) -> Header {
+        let mut digests = self.digests.clone();
+        digests.extend(binary.map(|digest| ("binary".to_owned(), digest.clone())));
+        Header {
+            schema: record::SCHEMA,
+            study: plan.spec.records.clone(),
+            profile: plan.spec.label.clone(),
+            cell: self.id.clone(),
+            method: self.method.name.clone(),
+            train_seed: self.train_seed.get(),
+            train_key: self.train_key.clone(),
+            config: self.config.clone(),
+            digests,
+            provenance: provenance.clone(),
+            scores: scores.to_vec(),
+            ..Header::default()
+        }
+    }
+}
+
+/// All cells of a study on this disk.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// The study.
+    pub spec: Spec,
+    /// The folders.
+    pub places: Places,
+    /// The folder that holds the records: `results/<study>/<profile>`.
+    pub folder: PathBuf,
+    /// The cells, methods in the file's order, seeds within.
+    pub cells: Vec<Cell>,
+}
+
+/// What a plan will take, from the profile's costs.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Estimate {
+    /// Trainings that are not in the cache.
+    pub trainings: usize,
+    /// Images to make.
+    pub images: usize,
+    /// Seconds on one core; `None` where the profile states no cost.
+    pub core_seconds: Option<f64>,
+    /// Disk for records and cache.
+    pub bytes: u64,
+}
+
+impl Plan {
+    /// The cells whose records are not complete.
+    pub fn pending(&self) -> Vec<&Cell> {
+        self.cells.iter().filter(|cell| !cell.is_complete()).collect()
+    }
+
+    /// The file of a model of the profile.
+    pub fn weights(&self, name: &str) -> Option<PathBuf> {
+        self.spec.profile.weights.get(name).map(|file| self.places.assets.join(file))
+    }
+
+    /// The file of a data set of the profile.
+    pub fn data(&self, name: &str) -> Option<PathBuf> {
+        self.spec.profile.data.get(name).map(|file| self.places.assets.join(file))
+    }
+
+    /// What the cells still to run will take.
+    ///
+    /// # Errors
+    /// Where a record is corrupt.
+    pub fn estimate(&self) -> Result<Estimate> {
+        let cost = self.spec.profile.cost;
+        let sample = &self.spec.sample;
+        let branches = if sample.guidance_scale.get() > 1.0 { 2 } else { 1 };
+        let mut trained = BTreeSet::new();
+        let mut estimate = Estimate { core_seconds: Some(0.0), ..Estimate::default() };
+        let mut add = |count: f64, seconds: Option<f64>| {
+            estimate.core_seconds = estimate.core_seconds.zip(seconds).map(|(sum, each)| sum + count * each);
+        };
+        for cell in self.pending() {
+            if let Some(key) = &cell.train_key
+                && trained.insert(key.clone())
+                && !self.places.training(key).exists()
+            {
+                estimate.trainings += 1;
+                let train = &cell.method.train;
+                add((train.steps * train.pairs_per_step) as f64, cost.pair_seconds);
+            }
+            let images = cell.rows.saturating_sub(cell.rows_done()?);
+            estimate.images += images;
+            add((images * sample.num_steps * branches) as f64, cost.evaluation_seconds);
+            add(images as f64, cost.score_seconds);
+        }
+        estimate.bytes =
+            estimate.trainings as u64 * BYTES_PER_TRAINING + estimate.images as u64 * BYTES_PER_ROW;
+        Ok(estimate)
+    }
+}
+
+impl Spec {
+    /// Sets the study against this disk: checks everything that can be refused, and lists the cells.
+    ///
+    /// # Errors
+    /// All problems at once: names that do not fit together, missing or damaged files, too little room.
+    pub fn resolve(&self, places: &Places) -> Result<Plan> {
+        let mut problems = Problems::default();
+        self.check(&mut problems);
+        let digests = self.digests(places, &mut problems);
+        problems.finish()?;
+        let folder = self.folder(&places.results);
+        let mut cells = Vec::new();
+        for method in &self.methods {
+            let once = [Seed::new(0)];
+            let seeds = if method.objective.is_some() { self.seeds.get() } else { &once };
+            cells.extend(seeds.iter().map(|&seed| self.cell(method, seed, &digests, &folder)));
+        }
+        let plan = Plan { spec: self.clone(), places: places.clone(), folder, cells };
+        let needed = plan.estimate()?.bytes;
+        for place in [&places.results, &places.cache] {
+            if let Some(free) = free_bytes(place).filter(|&free| free < needed) {
+                return Err(Error::Spec(format!(
+                    "{}: {} MiB free, about {} MiB needed; free some room, or choose another disk with --results DIR \
+                     or --cache DIR",
+                    place.display(),
+                    free >> 20,
+                    (needed >> 20) + 1
+                )));
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Every score that rows may hold: users, their twins, measured statistics.
+    pub fn scores(&self) -> Vec<String> {
+        let users = self.rewards.users.iter();
+        let twins = users.clone().filter(|_| self.rewards.twins).map(|reward| Profile::twin(reward));
+        users.clone().cloned().chain(twins).chain(self.profile.measured.iter().cloned()).collect()
+    }
+
+    /// What does not fit together, whatever the disk holds.
+    fn check(&self, problems: &mut Problems) {
+        let study = &self.name;
+        let rewards: Vec<&str> = self.profile.rewards.iter().map(String::as_str).collect();
+        let sources: Vec<&str> = self.profile.label_sources().collect();
+        if self.rewards.users.is_empty() {
+            problems.push(format!(
+                "{study}: rewards.users is empty, expected at least one of {}",
+                rewards.join(", ")
+            ));
+        }
+        for (index, user) in self.rewards.users.iter().enumerate() {
+            if !rewards.contains(&user.as_str()) {
+                problems.push(unknown(&format!("{study}: rewards.users"), "reward", user, &rewards));
+            }
+            if self.rewards.users[..index].contains(user) {
+                problems.push(format!("{study}: rewards.users: `{user}` stands twice"));
+            }
+        }
+        if let Some(clamp) = self.sample.x0_clamp.filter(|clamp| !(clamp.is_finite() && *clamp > 0.0)) {
+            problems.push(format!("{study}: sample.x0_clamp must be a finite number above 0, got {clamp}"));
+        }
+        if self.methods.is_empty() {
+            problems.push(format!("{study}: no methods, expected at least one [[methods]]"));
+        }
+        for method in &self.methods {
+            let place = format!("{study}: methods.{}", method.name);
+            check_method(method, &place, &self.rewards.users, &rewards, &sources, problems);
+        }
+        let conditions: Vec<Vec<String>> = self
+            .methods
+            .iter()
+            .map(|method| method.conditions.iter().map(ToString::to_string).collect())
+            .collect();
+        let methods: Vec<(&str, &[String])> = self
+            .methods
+            .iter()
+            .zip(&conditions)
+            .map(|(method, conditions)| (method.name.as_str(), conditions.as_slice()))
+            .collect();
+        let scores = self.scores();
+        let scores: Vec<&str> = scores.iter().map(String::as_str).collect();
+        problems.take(claim::check(&self.claims, &methods, &scores));
+    }
+
+    /// The digest of each weight and data file that the study needs.
+    fn digests(&self, places: &Places, problems: &mut Problems) -> BTreeMap<String, Digest> {
+        let labelled =
+            self.methods.iter().filter_map(|method| method.labels.as_ref()).flat_map(Labels::rewards);
+        let mut scored: BTreeSet<String> = self.rewards.users.iter().chain(labelled).cloned().collect();
+        if self.rewards.twins {
+            scored.extend(self.rewards.users.iter().map(|reward| Profile::twin(reward)));
+        }
+        scored.retain(|reward| !self.profile.measured.contains(reward));
+        // What is no reward and no twin, every cell needs: the denoiser and what stands around it.
+        let is_reward = |name: &str| {
+            self.profile.rewards.iter().any(|reward| name == reward || name == Profile::twin(reward))
+        };
+        let common = self.profile.weights.keys().filter(|name| !is_reward(name)).cloned();
+        let needed: BTreeSet<String> = common.chain(scored).collect();
+
+        let mut digests = BTreeMap::new();
+        let profile = &self.profile.name;
+        for name in needed {
+            match self.profile.weights.get(&name) {
+                None => problems.push(format!("profile {profile}: no weights for `{name}` in [weights]")),
+                Some(file) => {
+                    let path = places.assets.join(file);
+                    let digest = present(&path, profile)
+                        .and_then(|()| Weights::open(&path))
+                        .and_then(|_| file_digest(&path));
+                    digests.extend(problems.take(digest).map(|digest| (format!("weights/{name}"), digest)));
+                }
+            }
+        }
+        let trains = self.methods.iter().any(|method| method.objective.is_some());
+        for name in [trains.then_some("pairs"), Some(self.data.prompts.name())].into_iter().flatten() {
+            match self.profile.data.get(name) {
+                None => problems.push(format!("profile {profile}: no file for `{name}` in [data]")),
+                Some(file) => {
+                    let path = places.assets.join(file);
+                    let digest = present(&path, profile).and_then(|()| file_digest(&path));
+                    digests.extend(problems.take(digest).map(|digest| (format!("data/{name}"), digest)));
+                }
+            }
+        }
+        digests
+    }
+
+    fn cell(&self, method: &Method, seed: Seed, digests: &BTreeMap<String, Digest>, folder: &Path) -> Cell {
+        let users = &self.rewards.users;
+        let labels = method.labels.as_ref().map(Labels::rewards).unwrap_or_default();
+        let is_model =
+            |name: &str| !self.profile.rewards.iter().any(|r| name == r || name == Profile::twin(r));
+        // Training sees the models around the denoiser, the pairs, and the rewards that label them; never the twins.
+        let trained_on: BTreeMap<&String, &Digest> = digests
+            .iter()
+            .filter(|(name, _)| {
+                let weights = name.strip_prefix("weights/");
+                *name == "data/pairs"
+                    || weights.is_some_and(|name| is_model(name) || labels.iter().any(|l| l == name))
+            })
+            .collect();
+        let training = method.objective.as_ref().map(|objective| {
+            json!({
+                "schema": SCHEMA,
+                "objective": objective,
+                "conditioning": method.conditioning,
+                "labels": method.labels,
+                "users": matches!(method.conditioning, Conditioning::OneHot).then_some(users),
+                "train": method.train,
+                "adapter": method.adapter,
+                "pairs": self.data.pairs,
+                "seed": seed,
+                "digests": trained_on,
+            })
+        });
+        let train_key = training.as_ref().map(|training| hash(training, 16));
+        let prompts = self.data.prompts.name();
+        let cell_digests: BTreeMap<String, Digest> = digests
+            .iter()
+            .filter(|(name, _)| *name != "data/pairs" || training.is_some())
+            .map(|(name, digest)| (name.clone(), digest.clone()))
+            .collect();
+        let config = json!({
+            "schema": SCHEMA,
+            "method": method.name,
+            "train_seed": seed,
+            "training": training,
+            "conditions": method.conditions,
+            "prompts": prompts,
+            "num_prompts": self.data.num_prompts,
+            "noise_seeds": self.data.noise_seeds,
+            "sample": self.sample,
+            "rewards": self.rewards,
+            "digests": cell_digests,
+        });
+        let id = format!("{}-s{}-{}", slug(&method.name), seed.get(), hash(&config, 12));
+        Cell {
+            folder: folder.join("cells").join(&id),
+            id,
+            method: method.clone(),
+            train_seed: seed,
+            train_key,
+            config,
+            digests: cell_digests,
+            rows: method.conditions.len() * self.data.num_prompts * self.data.noise_seeds.get().len(),
+        }
+    }
+}
+
+fn check_method(
+    method: &Method,
+    place: &str,
+    users: &[String],
+    rewards: &[&str],
+    sources: &[&str],
+    problems: &mut Problems,
+) {
+    if method.name.is_empty() || method.name.contains(['\n', '\r', '/', '\\', '"']) {
+        problems.push(format!(
+            "{place}: a method's name must not be empty, nor hold slashes, quotes or line breaks"
+        ));
+    }
+    let personal = method.conditioning == Conditioning::OneHot;
+    match (&method.objective, &method.labels) {
+        (None, None) if method.conditioning != Conditioning::None => {
+            problems.push(format!("{place}: has conditioning but no objective: nothing would train it"));
+        }
+        (None, Some(_)) => problems.push(format!("{place}: has labels but no objective")),
+        (Some(_), None) => problems.push(format!("{place}: has an objective but no labels")),
+        (Some(_), Some(_)) if method.conditioning == Conditioning::None => problems.push(format!(
+            "{place}: has an objective but conditioning `none`: without user tokens the added layers see nothing; \
+             expected `constant` or `one-hot`"
+        )),
+        _ => {}
+    }
+    if let Some(labels) = &method.labels {
+        if labels.rewards().is_empty() && *labels != Labels::Raw {
+            problems.push(format!(
+                "{place}: labels.rewards is empty, expected at least one of {}",
+                sources.join(", ")
+            ));
+        }
+        for reward in labels.rewards() {
+            if !sources.contains(&reward.as_str()) {
+                problems.push(unknown(&format!("{place}: labels.rewards"), "reward", reward, sources));
+            } else if personal && !users.contains(reward) {
+                problems.push(unknown(&format!("{place}: labels.rewards"), "user", reward, &strs(users)));
+            }
+        }
+        if personal && *labels == Labels::Raw {
+            problems.push(format!(
+                "{place}: one-hot conditioning needs labels by rewards, raw labels name no user"
+            ));
+        }
+        if method.role == Role::Specialist && labels.rewards().len() != 1 {
+            problems.push(format!("{place}: a specialist is labelled by exactly one reward"));
+        }
+    }
+    if method.conditions.is_empty() {
+        problems.push(format!(
+            "{place}: conditions is empty, expected `none` or users such as `{}`",
+            users.join(", ")
+        ));
+    }
+    for (index, condition) in method.conditions.iter().enumerate() {
+        if method.conditions[..index].contains(condition) {
+            problems.push(format!("{place}: the condition `{condition}` stands twice"));
+        }
+        if !condition.is_none() && !personal {
+            problems.push(format!(
+                "{place}: condition `{condition}`: the method takes no users, expected `none`"
+            ));
+        }
+        for (part, _) in condition.parts() {
+            if !users.contains(part) {
+                problems.push(unknown(
+                    &format!("{place}: condition `{condition}`"),
+                    "user",
+                    part,
+                    &strs(users),
+                ));
+            }
+        }
+    }
+    for reward in method.paper.keys().filter(|reward| !rewards.contains(&reward.as_str())) {
+        problems.push(unknown(&format!("{place}: paper"), "reward", reward, rewards));
+    }
+    if method.train.warmup_steps > method.train.steps {
+        problems.push(format!(
+            "{place}: warmup_steps is {}, more than the {} steps of training",
+            method.train.warmup_steps, method.train.steps
+        ));
+    }
+}
+
+fn unknown(place: &str, what: &str, name: &str, known: &[&str]) -> String {
+    let near = nearest(name, known.iter().copied());
+    let suggestion = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+    format!("{place}: unknown {what} `{name}`, expected one of {}{suggestion}", known.join(", "))
+}
+
+fn strs(names: &[String]) -> Vec<&str> {
+    names.iter().map(String::as_str).collect()
+}
+
+/// Whether a file of the profile is there, and how to get it where it is not.
+fn present(path: &Path, profile: &str) -> Result<()> {
+    let metadata = std::fs::metadata(path).map_err(|fault| {
+        Error::weights(
+            path,
+            format!("cannot be read ({fault}); profile {profile} needs it: run in the checkout, or name its folder with --assets DIR"),
+        )
+    })?;
+    if metadata.len() == 0 {
+        return Err(Error::weights(path, "is empty; restore it, for example with `git checkout`"));
+    }
+    Ok(())
+}
+
+fn hash(value: &serde_json::Value, digits: usize) -> String {
+    let text = serde_json::to_string(value).expect("plain data prints as JSON");
+    Digest::of(text.as_bytes()).hex()[..digits].to_owned()
+}
+
+/// A name as part of a folder's name.
+fn slug(name: &str) -> String {
+    name.chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '=') { c } else { '_' })
+        .collect()
+}

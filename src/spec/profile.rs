@@ -1,0 +1,54 @@
+//! A profile: which weights and data an experiment runs on, and how large.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// `experiments/profiles/<name>.toml`, less its `[set]` and `[quick]` layers, which change experiments.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// The version of the format.
+    pub schema: u32,
+    /// Its name.
+    pub name: String,
+    /// What it is, in a sentence.
+    pub title: String,
+    /// The rewards that it has; each has weights of its own name, and where `-twin` follows, a twin.
+    pub rewards: Vec<String>,
+    /// Scores that are measured from pixels and need no weights.
+    #[serde(default)]
+    pub measured: Vec<String>,
+    /// The file of each model, from the assets folder.
+    pub weights: BTreeMap<String, PathBuf>,
+    /// The file of each data set (`pairs`, `validation`, `test`), from the assets folder.
+    pub data: BTreeMap<String, PathBuf>,
+    /// What work costs on one core, for estimates.
+    #[serde(default)]
+    pub cost: Cost,
+}
+
+impl Profile {
+    /// The name of a reward's twin.
+    pub fn twin(reward: &str) -> String {
+        format!("{reward}-twin")
+    }
+
+    /// Every name that can label pairs.
+    pub fn label_sources(&self) -> impl Iterator<Item = &str> {
+        self.rewards.iter().chain(&self.measured).map(String::as_str)
+    }
+}
+
+/// What work costs on one core; only estimates use it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cost {
+    /// Seconds to train on one pair once, both images.
+    pub pair_seconds: Option<f64>,
+    /// Seconds for one evaluation of the denoiser on one image, without gradient.
+    pub evaluation_seconds: Option<f64>,
+    /// Seconds to score one image by all rewards.
+    pub score_seconds: Option<f64>,
+}

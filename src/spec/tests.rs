@@ -1,0 +1,211 @@
+use super::*;
+
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments");
+
+fn request(study: &str, set: &[&str]) -> Request {
+    Request {
+        study: study.into(),
+        set: set.iter().map(|setting| (*setting).to_owned()).collect(),
+        experiments: FOLDER.into(),
+        ..Request::default()
+    }
+}
+
+fn refusal(request: &Request) -> String {
+    match Spec::load(request) {
+        Ok(spec) => spec.resolve(&places(Path::new("/nowhere"))).unwrap_err().to_string(),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn places(root: &Path) -> Places {
+    Places {
+        results: root.join("results"),
+        figures: root.join("figures"),
+        cache: root.join("cache"),
+        assets: root.join("assets"),
+    }
+}
+
+/// Assets of the right names: weight files without tensors, data of one line.
+fn with_assets() -> tempfile::TempDir {
+    let root = tempfile::tempdir().unwrap();
+    let spec = Spec::load(&request("table1", &[])).unwrap();
+    let empty = safetensors::serialize(std::iter::empty::<(String, safetensors::tensor::TensorView)>(), None)
+        .unwrap();
+    for (bytes, files) in [(empty.as_slice(), &spec.profile.weights), (b"x\n", &spec.profile.data)] {
+        for file in files.values() {
+            let path = root.path().join("assets").join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+    }
+    root
+}
+
+fn plan(root: &Path, study: &str, set: &[&str]) -> Plan {
+    Spec::load(&request(study, set)).unwrap().resolve(&places(root)).unwrap()
+}
+
+#[test]
+fn every_experiment_is_read_under_every_profile_with_and_without_quick() {
+    for study in library::experiments(Path::new(FOLDER)) {
+        for profile in library::profiles(Path::new(FOLDER)) {
+            for quick in [false, true] {
+                let request = Request { profile: profile.clone(), quick, ..request(&study, &[]) };
+                let spec = Spec::load(&request).unwrap_or_else(|error| panic!("{study} {profile}: {error}"));
+                assert_eq!(spec.name, study);
+                assert_eq!(spec.label == profile, !quick);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_built_in_copies_are_the_files() {
+    for study in library::experiments(Path::new(FOLDER)) {
+        let elsewhere = Request { experiments: "/nowhere".into(), ..request(&study, &[]) };
+        assert_eq!(Spec::load(&elsewhere).unwrap(), Spec::load(&request(&study, &[])).unwrap());
+    }
+}
+
+#[test]
+fn what_is_unknown_is_refused_with_its_place() {
+    for (study, set, expected) in [
+        (
+            "tabel1",
+            "",
+            "unknown study `tabel1`, expected one of beta, fig3, fig4, table1, or a path that ends in .toml; did you mean `table1`?",
+        ),
+        ("table1", "train.stepps=3", "--set train.stepps=3: unknown key `stepps`"),
+        ("table1", "trian.steps=3", "--set trian.steps=3: unknown key `trian`, expected one of schema"),
+        ("table1", "methods.ppd.objective.beta=0", "Beta must be a finite number above 0, got 0"),
+        (
+            "table1",
+            "methods.ppd.objective.kind=dop",
+            "unknown value `dop`, expected `sft` or `dpo`; did you mean `dpo`?",
+        ),
+        (
+            "table1",
+            "sample.guidance_scale=0.5",
+            "--set sample.guidance_scale=0.5: GuidanceScale must be at least 1",
+        ),
+        ("table1", "data.num_prompts=0", "--set data.num_prompts=0: must be at least 1, got 0"),
+        ("table1", "seeds=0", "--set seeds=0: zero seeds: expected at least one"),
+        (
+            "table1",
+            "rewards.users=[\"clip\",\"hsp\"]",
+            "unknown reward `hsp`, expected one of clip, aesthetic, hps; did you mean `hps`?",
+        ),
+        ("table1", "rewards.users=[\"clip\"]", "methods.ppd: condition `hps`: unknown user `hps`"),
+        (
+            "table1",
+            "methods.dpo.conditioning.kind=none",
+            "methods.dpo: has an objective but conditioning `none`",
+        ),
+        ("table1", "methods.dpo.conditions=[\"clip\"]", "the method takes no users"),
+        (
+            "table1",
+            "methods.dpo.train.warmup_steps=1000",
+            "methods.dpo: warmup_steps is 1000, more than the 300 steps",
+        ),
+        ("fig3", "only=[\"bsae\"]", "no method named `bsae`, expected one of base, dpo"),
+    ] {
+        let settings: Vec<&str> = Some(set).filter(|set| !set.is_empty()).into_iter().collect();
+        let message = refusal(&request(study, &settings));
+        assert!(message.contains(expected), "{set}: {message}");
+    }
+    let message = refusal(&request(
+        "table1",
+        &["methods.ppd.objective.beta=-1", "data.num_prompts=0", "sample.num_steps=0"],
+    ));
+    assert!(message.starts_with("3 problems:"), "{message}");
+    let unknown_profile = Request { profile: "dsek".into(), ..request("table1", &[]) };
+    assert!(refusal(&unknown_profile).contains("did you mean `desk`"));
+}
+
+#[test]
+fn missing_damaged_and_empty_files_are_refused_all_at_once() {
+    let root = with_assets();
+    std::fs::remove_file(root.path().join("assets/clip.safetensors")).unwrap();
+    std::fs::write(root.path().join("assets/hps.safetensors"), b"not weights").unwrap();
+    std::fs::write(root.path().join("assets/pairs.parquet"), b"").unwrap();
+    let message =
+        Spec::load(&request("table1", &[])).unwrap().resolve(&places(root.path())).unwrap_err().to_string();
+    assert!(message.starts_with("3 problems:"), "{message}");
+    for part in
+        ["clip.safetensors: cannot be read", "--assets DIR", "hps.safetensors", "pairs.parquet: is empty"]
+    {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
+fn an_id_hashes_its_inputs_and_nothing_else() {
+    let root = with_assets();
+    let table = plan(root.path(), "table1", &[]);
+    let find = |plan: &Plan, method: &str| {
+        plan.cells.iter().find(|cell| cell.method.name == method).unwrap().clone()
+    };
+    let ppd = find(&table, "ppd");
+    assert_eq!(table, plan(root.path(), "table1", &[]), "the same plan twice");
+    assert_eq!(find(&table, "base").train_key, None);
+    assert_eq!(ppd.rows, 3 * 256);
+
+    // A sampling setting changes the cell and keeps its training; a training setting changes both.
+    let sampled = find(&plan(root.path(), "table1", &["sample.num_steps=20"]), "ppd");
+    assert_ne!(sampled.id, ppd.id);
+    assert_eq!(sampled.train_key, ppd.train_key);
+    let trained = find(&plan(root.path(), "table1", &["methods.ppd.objective.beta=0.2"]), "ppd");
+    assert_ne!(trained.id, ppd.id);
+    assert_ne!(trained.train_key, ppd.train_key);
+    let other = find(&plan(root.path(), "table1", &["methods.ppd.objective.beta=0.2"]), "dpo");
+    assert_eq!(other.id, find(&table, "dpo").id);
+
+    // Figure 4 samples table1's adapter; figure 3 looks at table1's records.
+    assert_eq!(find(&plan(root.path(), "fig4", &[]), "ppd").train_key, ppd.train_key);
+    let fig3 = plan(root.path(), "fig3", &[]);
+    assert_eq!(find(&fig3, "ppd").folder, ppd.folder);
+    assert_eq!(fig3.cells.len(), 5);
+
+    // Other weights, another cell; a twin is never trained on.
+    let twin = root.path().join("assets/clip-twin.safetensors");
+    let tensor = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]).unwrap();
+    std::fs::write(&twin, safetensors::serialize([("a", tensor)], None).unwrap()).unwrap();
+    let retwinned = find(&plan(root.path(), "table1", &[]), "ppd");
+    assert_ne!(retwinned.id, ppd.id);
+    assert_eq!(retwinned.train_key, ppd.train_key);
+}
+
+#[test]
+fn a_sweep_is_every_combination_of_its_axes() {
+    let root = with_assets();
+    let beta = plan(root.path(), "beta", &[]);
+    let names: Vec<&str> = beta.spec.methods.iter().map(|method| method.name.as_str()).collect();
+    assert_eq!(names.len(), 1 + 18);
+    assert!(names.contains(&"ppd beta=0.1 learning_rate=0.0003"), "{names:?}");
+    let sweep = beta.spec.sweep.as_ref().unwrap();
+    assert_eq!(sweep.values_of("ppd beta=2 learning_rate=0.0001"), Some(vec![2.0, 0.0001]));
+    assert_eq!(sweep.values_of("base"), None);
+    let keys: std::collections::BTreeSet<_> = beta.cells.iter().map(|cell| &cell.train_key).collect();
+    assert_eq!(keys.len(), names.len());
+    // One point is table1's own setting and shares its adapter.
+    let table = plan(root.path(), "table1", &[]);
+    assert!(table.cells.iter().any(|cell| cell.method.name == "ppd" && keys.contains(&cell.train_key)));
+}
+
+#[test]
+fn seeds_and_labels_follow_the_request() {
+    let request =
+        Request { seeds: Some("3,5".parse().unwrap()), quick: true, ..request("table1", &["seeds=7"]) };
+    let spec = Spec::load(&request).unwrap();
+    assert_eq!(spec.seeds.get().iter().map(|seed| seed.get()).collect::<Vec<_>>(), [3, 5]);
+    assert!(spec.label.starts_with("desk-quick-set-"), "{}", spec.label);
+    assert_eq!(spec.method("ppd").unwrap().train.steps, 3);
+    let root = with_assets();
+    let plan = spec.resolve(&places(root.path())).unwrap();
+    assert_eq!(plan.cells.len(), 1 + 10 * 2);
+    let estimate = plan.estimate().unwrap();
+    assert_eq!(estimate.trainings, 20);
+    assert_eq!(estimate.core_seconds, None, "the profile states no cost yet");
+}
