@@ -6,7 +6,10 @@
 //! captioned, and there taste lives. Scenes are split by composition, so held-out captions combine what training never
 //! combined, while each single word is common in training.
 
+pub mod alignment;
 pub mod caption;
+pub mod measure;
+pub mod perceive;
 pub mod prompts;
 pub mod render;
 pub mod style;
@@ -15,7 +18,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::rng::Stream;
 
+pub use alignment::alignment;
 pub use caption::{parse, words};
+pub use measure::{Measured, measure};
 pub use render::render;
 pub use style::{Style, style_words};
 

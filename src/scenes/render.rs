@@ -183,7 +183,7 @@ fn texture(pixels: &mut [[f64; 3]], background: Background, style: &Style, strea
 }
 
 /// The style's colour transform.
-struct Tone {
+pub(super) struct Tone {
     saturation: f64,
     contrast: f64,
     gain: f64,
@@ -191,7 +191,7 @@ struct Tone {
 }
 
 impl Tone {
-    fn new(style: &Style) -> Self {
+    pub(super) fn new(style: &Style) -> Self {
         let lift = 0.04 * style.brightness;
         let shift = 0.06 * style.warmth;
         Self {
@@ -202,7 +202,7 @@ impl Tone {
         }
     }
 
-    fn apply(&self, pixel: [f64; 3]) -> [u8; 3] {
+    pub(super) fn apply(&self, pixel: [f64; 3]) -> [u8; 3] {
         let luma = 0.299 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2];
         std::array::from_fn(|channel| {
             let vivid = luma + self.saturation * (pixel[channel] - luma);
