@@ -1,5 +1,7 @@
 //! Pointwise non-linearities.
 
+use multiversion::multiversion;
+
 use super::*;
 
 /// The exact GELU, `x·Φ(x)`.
@@ -35,6 +37,7 @@ pub fn silu(xs: &Tensor) -> TensorResult {
     }
 }
 
+#[derive(Clone, Copy)]
 enum Pointwise {
     Gelu,
     QuickGelu,
@@ -72,6 +75,34 @@ fn sigmoid(x: f32) -> f32 {
 /// `(2π)^(−1/2)`, the height of the normal density.
 const NORMAL_PEAK: f32 = 0.398_942_3;
 
+#[multiversion(targets = "simd")]
+fn forward(kind: Pointwise, out: &mut [f32], x: &[f32]) {
+    match kind {
+        Pointwise::Gelu => out.iter_mut().zip(x).for_each(|(y, &x)| *y = x * normal_cdf(x)),
+        Pointwise::QuickGelu => out.iter_mut().zip(x).for_each(|(y, &x)| *y = x * sigmoid(1.702 * x)),
+        Pointwise::Silu => out.iter_mut().zip(x).for_each(|(y, &x)| *y = x * sigmoid(x)),
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn backward(kind: Pointwise, dx: &mut [f32], x: &[f32], dy: &[f32]) {
+    let pairs = x.iter().zip(dy);
+    match kind {
+        Pointwise::Gelu => dx.iter_mut().zip(pairs).for_each(|(dx, (&x, dy))| {
+            let density = NORMAL_PEAK * slice::exp(-0.5 * x * x);
+            *dx = dy * x.mul_add(density, normal_cdf(x));
+        }),
+        Pointwise::QuickGelu => dx.iter_mut().zip(pairs).for_each(|(dx, (&x, dy))| {
+            let s = sigmoid(1.702 * x);
+            *dx = dy * (1.702 * x * s).mul_add(1.0 - s, s);
+        }),
+        Pointwise::Silu => dx.iter_mut().zip(pairs).for_each(|(dx, (&x, dy))| {
+            let s = sigmoid(x);
+            *dx = dy * (x * s).mul_add(1.0 - s, s);
+        }),
+    }
+}
+
 impl CustomOp1 for Pointwise {
     fn name(&self) -> &'static str {
         "pointwise"
@@ -80,14 +111,7 @@ impl CustomOp1 for Pointwise {
     fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> TensorResult<(CpuStorage, Shape)> {
         let x = slice::of(xs, layout)?;
         let mut out = vec![0f32; x.len()];
-        slice::by_rows(&mut out, 1, |first, out| {
-            let x = &x[first..];
-            slice::simd(|| match self {
-                Self::Gelu => out.iter_mut().zip(x).for_each(|(y, &x)| *y = x * normal_cdf(x)),
-                Self::QuickGelu => out.iter_mut().zip(x).for_each(|(y, &x)| *y = x * sigmoid(1.702 * x)),
-                Self::Silu => out.iter_mut().zip(x).for_each(|(y, &x)| *y = x * sigmoid(x)),
-            });
-        });
+        slice::by_rows(&mut out, 1, |first, out| forward(*self, out, &x[first..]));
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 
@@ -95,23 +119,7 @@ impl CustomOp1 for Pointwise {
         slice::with(&[xs, grad], |slices| {
             let [x, dy] = slices else { unreachable!("two tensors give two slices") };
             let mut dx = vec![0f32; x.len()];
-            slice::by_rows(&mut dx, 1, |first, dx| {
-                let pairs = x[first..].iter().zip(&dy[first..]);
-                slice::simd(|| match self {
-                    Self::Gelu => dx.iter_mut().zip(pairs).for_each(|(dx, (&x, dy))| {
-                        let density = NORMAL_PEAK * slice::exp(-0.5 * x * x);
-                        *dx = dy * x.mul_add(density, normal_cdf(x));
-                    }),
-                    Self::QuickGelu => dx.iter_mut().zip(pairs).for_each(|(dx, (&x, dy))| {
-                        let s = sigmoid(1.702 * x);
-                        *dx = dy * (1.702 * x * s).mul_add(1.0 - s, s);
-                    }),
-                    Self::Silu => dx.iter_mut().zip(pairs).for_each(|(dx, (&x, dy))| {
-                        let s = sigmoid(x);
-                        *dx = dy * (x * s).mul_add(1.0 - s, s);
-                    }),
-                });
-            });
+            slice::by_rows(&mut dx, 1, |first, dx| backward(*self, dx, &x[first..], &dy[first..]));
             Tensor::from_vec(dx, xs.shape(), xs.device()).map(Some)
         })?
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{Tensor, Var};
+use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
 use super::slice;
@@ -94,14 +95,8 @@ impl AdamW {
                     let b2 = beta2 as f32;
                     let (a1, a2) = ((1.0 - beta1) as f32, (1.0 - beta2) as f32);
                     let (rate, root, eps) = (rate as f32, correction2 as f32, eps as f32);
-                    slice::simd(|| {
-                        for (((theta, m), v), g) in theta.iter_mut().zip(&mut m).zip(&mut v).zip(*grad) {
-                            // torch: exp_avg.lerp_(grad, 1 − β₁).
-                            *m += a1 * (g - *m);
-                            *v = *v * b2 + a2 * g * g;
-                            *theta = *theta * keep - rate * *m / (v.sqrt() / root + eps);
-                        }
-                    });
+                    let constants = [keep, a1, b2, a2, rate, root, eps];
+                    update(&mut theta, &mut m, &mut v, grad, constants);
                     [theta, m, v]
                 })?;
                 let [theta, m, v] =
@@ -157,6 +152,17 @@ impl AdamW {
         }
         self.step = step;
         Ok(())
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn update(theta: &mut [f32], m: &mut [f32], v: &mut [f32], grad: &[f32], constants: [f32; 7]) {
+    let [keep, a1, b2, a2, rate, root, eps] = constants;
+    for (((theta, m), v), g) in theta.iter_mut().zip(m).zip(v).zip(grad) {
+        // torch: exp_avg.lerp_(grad, 1 − β₁).
+        *m += a1 * (g - *m);
+        *v = *v * b2 + a2 * g * g;
+        *theta = *theta * keep - rate * *m / (v.sqrt() / root + eps);
     }
 }
 

@@ -1,5 +1,7 @@
 //! Multi-head attention: one softmax over all keys, with the mask that text towers need.
 
+use multiversion::multiversion;
+
 use super::*;
 
 /// Which keys a query may see.
@@ -84,6 +86,31 @@ struct Head<'a> {
     v: &'a [f32],
 }
 
+#[multiversion(targets = "simd")]
+fn softmax(scores: &mut [f32], keys: usize, sample: usize, mask: &Mask) {
+    for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
+        let (seen, hidden) = row.split_at_mut(mask.visible(sample, i, keys));
+        let mut lanes = [f32::NEG_INFINITY; 16];
+        for (i, x) in seen.iter().enumerate() {
+            lanes[i % 16] = if *x > lanes[i % 16] { *x } else { lanes[i % 16] };
+        }
+        let peak = lanes.iter().fold(f32::NEG_INFINITY, |a, &x| a.max(x));
+        seen.iter_mut().for_each(|x| *x = slice::exp(*x - peak));
+        let total = 1.0 / slice::sum(seen.len(), |j| seen[j]);
+        seen.iter_mut().for_each(|x| *x *= total);
+        hidden.fill(0.0);
+    }
+}
+
+/// From the gradient of the weights to that of the scaled scores, in place.
+#[multiversion(targets = "simd")]
+fn softmax_backward(ds: &mut [f32], p: &[f32], keys: usize, scale: f32) {
+    for (ds, p) in ds.chunks_exact_mut(keys).zip(p.chunks_exact(keys)) {
+        let mean = slice::sum(keys, |j| ds[j] * p[j]);
+        ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - mean) * scale);
+    }
+}
+
 impl Attention {
     fn head<'a>(
         &self,
@@ -114,17 +141,7 @@ impl Attention {
         let columns = |data| slice::Matrix { data, row: 1, column: head.channels };
         let scale = 1.0 / (head.depth as f32).sqrt();
         slice::gemm((n, m, head.depth), weights, m, false, scale, rows(head.q), columns(head.k));
-        slice::simd(|| {
-            for (i, row) in weights.chunks_exact_mut(m).enumerate() {
-                let visible = self.mask.visible(b, i, m);
-                let (seen, hidden) = row.split_at_mut(visible);
-                let peak = seen.iter().fold(f32::NEG_INFINITY, |a, &x| a.max(x));
-                seen.iter_mut().for_each(|x| *x = slice::exp(*x - peak));
-                let total = 1.0 / slice::sum(seen.len(), |j| seen[j]);
-                seen.iter_mut().for_each(|x| *x *= total);
-                hidden.fill(0.0);
-            }
-        });
+        softmax(weights, m, b, &self.mask);
     }
 }
 
@@ -216,12 +233,7 @@ impl CustomOp3 for Attention {
                             columns(head.v),
                         );
                         let scale = 1.0 / (depth as f32).sqrt();
-                        slice::simd(|| {
-                            for (ds, p) in ds.chunks_exact_mut(keys).zip(p.chunks_exact(keys)) {
-                                let mean = slice::sum(keys, |j| ds[j] * p[j]);
-                                ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - mean) * scale);
-                            }
-                        });
+                        softmax_backward(&mut ds, &p, keys, scale);
                         if needs_q {
                             let lhs = slice::Matrix { data: &ds, row: keys, column: 1 };
                             slice::gemm(

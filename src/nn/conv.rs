@@ -1,5 +1,7 @@
 //! Convolutions over channels-last pictures: depthwise 3×3, and the rearrangements that make patches of pixels.
 
+use multiversion::multiversion;
+
 use super::*;
 
 /// A depthwise 3×3 convolution with zero padding and stride 1.
@@ -66,6 +68,39 @@ fn multiply_rows(out: &mut [f32], x: &[f32], w: &[f32]) {
     }
 }
 
+/// One sample's convolution, added to `y`; `w` holds nine rows of channels.
+#[multiversion(targets = "simd")]
+fn forward(y: &mut [f32], (height, width): (usize, usize), x: &[f32], w: &[f32]) {
+    let channels = w.len() / 9;
+    taps(height, width, channels, |tap, out, input, run| {
+        multiply_rows(&mut y[out..out + run], &x[input..input + run], &w[tap * channels..][..channels]);
+    });
+}
+
+/// The gradient with respect to one sample's input, added to `dx`.
+#[multiversion(targets = "simd")]
+fn backward(dx: &mut [f32], (height, width): (usize, usize), dy: &[f32], w: &[f32]) {
+    let channels = w.len() / 9;
+    taps(height, width, channels, |tap, out, input, run| {
+        multiply_rows(&mut dx[input..input + run], &dy[out..out + run], &w[tap * channels..][..channels]);
+    });
+}
+
+/// The gradient with respect to the weight from one sample, added to the nine rows of `dw`.
+#[multiversion(targets = "simd")]
+fn weight_gradient(dw: &mut [f32], (height, width): (usize, usize), x: &[f32], dy: &[f32]) {
+    let channels = dw.len() / 9;
+    taps(height, width, channels, |tap, out, input, run| {
+        let dw = &mut dw[tap * channels..][..channels];
+        let pixels = x[input..input + run].chunks_exact(channels);
+        for (x, dy) in pixels.zip(dy[out..out + run].chunks_exact(channels)) {
+            for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
+                *dw = x.mul_add(*dy, *dw);
+            }
+        }
+    });
+}
+
 impl CustomOp3 for Depthwise {
     fn name(&self) -> &'static str {
         "depthwise-conv3x3"
@@ -90,18 +125,10 @@ impl CustomOp3 for Depthwise {
         let sample = height * width * channels;
         let mut out = vec![0f32; x.len()];
         slice::by_rows(&mut out, sample, |first, out| {
-            slice::simd(|| {
-                for (y, x) in out.chunks_exact_mut(sample).zip(x[first * sample..].chunks_exact(sample)) {
-                    y.chunks_exact_mut(channels).for_each(|y| y.copy_from_slice(b));
-                    taps(height, width, channels, |tap, out, input, run| {
-                        multiply_rows(
-                            &mut y[out..out + run],
-                            &x[input..input + run],
-                            &w[tap * channels..][..channels],
-                        );
-                    });
-                }
-            });
+            for (y, x) in out.chunks_exact_mut(sample).zip(x[first * sample..].chunks_exact(sample)) {
+                y.chunks_exact_mut(channels).for_each(|y| y.copy_from_slice(b));
+                forward(y, (height, width), x, &w);
+            }
         });
         Ok((CpuStorage::F32(out), xs_layout.shape().clone()))
     }
@@ -122,34 +149,18 @@ impl CustomOp3 for Depthwise {
             let by_taps = by_tap(w, channels);
             let mut dx = vec![0f32; x.len()];
             slice::by_rows(&mut dx, sample, |first, dx| {
-                slice::simd(|| {
-                    for (dx, dy) in dx.chunks_exact_mut(sample).zip(dy[first * sample..].chunks_exact(sample))
-                    {
-                        taps(height, width, channels, |tap, out, input, run| {
-                            let w = &by_taps[tap * channels..][..channels];
-                            multiply_rows(&mut dx[input..input + run], &dy[out..out + run], w);
-                        });
-                    }
-                });
+                for (dx, dy) in dx.chunks_exact_mut(sample).zip(dy[first * sample..].chunks_exact(sample)) {
+                    backward(dx, (height, width), dy, &by_taps);
+                }
             });
             let dw = weight
                 .track_op()
                 .then(|| {
                     super::counting::weight_gradient();
                     let mut rows = vec![0f32; 9 * channels];
-                    slice::simd(|| {
-                        for (x, dy) in x.chunks_exact(sample).zip(dy.chunks_exact(sample)) {
-                            taps(height, width, channels, |tap, out, input, run| {
-                                let dw = &mut rows[tap * channels..][..channels];
-                                let pixels = x[input..input + run].chunks_exact(channels);
-                                for (x, dy) in pixels.zip(dy[out..out + run].chunks_exact(channels)) {
-                                    for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
-                                        *dw = x.mul_add(*dy, *dw);
-                                    }
-                                }
-                            });
-                        }
-                    });
+                    for (x, dy) in x.chunks_exact(sample).zip(dy.chunks_exact(sample)) {
+                        weight_gradient(&mut rows, (height, width), x, dy);
+                    }
                     let dw: Vec<f32> = (0..9 * channels).map(|i| rows[(i % 9) * channels + i / 9]).collect();
                     Tensor::from_vec(dw, weight.shape(), device)
                 })
@@ -158,11 +169,7 @@ impl CustomOp3 for Depthwise {
                 .track_op()
                 .then(|| {
                     let mut db = vec![0f32; channels];
-                    slice::simd(|| {
-                        for dy in dy.chunks_exact(channels) {
-                            db.iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
-                        }
-                    });
+                    slice::add_rows(&mut db, dy);
                     Tensor::from_vec(db, channels, device)
                 })
                 .transpose()?;

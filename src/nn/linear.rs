@@ -133,11 +133,7 @@ impl CustomOp3 for Linear {
                 .track_op()
                 .then(|| {
                     let mut db = vec![0f32; n];
-                    slice::simd(|| {
-                        for dy in dy.chunks_exact(n) {
-                            db.iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
-                        }
-                    });
+                    slice::add_rows(&mut db, dy);
                     Tensor::from_vec(db, n, device)
                 })
                 .transpose()?;

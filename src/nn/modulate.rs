@@ -1,5 +1,7 @@
 //! The affine modulation of all positions of a sample by its timestep.
 
+use multiversion::multiversion;
+
 use super::*;
 
 /// `y = x·(1 + scale) + shift`, each sample by its own vectors.
@@ -17,6 +19,38 @@ pub fn modulate(xs: &Tensor, scale: &Tensor, shift: &Tensor) -> TensorResult {
 }
 
 struct Modulate;
+
+#[multiversion(targets = "simd")]
+fn forward(
+    out: &mut [f32],
+    first: usize,
+    (positions, width): (usize, usize),
+    x: &[f32],
+    scale: &[f32],
+    shift: &[f32],
+) {
+    for (i, y) in out.chunks_exact_mut(width).enumerate() {
+        let row = first + i;
+        let vectors = row / positions * width;
+        let (a, b) = (&scale[vectors..][..width], &shift[vectors..][..width]);
+        for (((y, x), a), b) in y.iter_mut().zip(&x[row * width..][..width]).zip(a).zip(b) {
+            *y = x.mul_add(1.0 + a, *b);
+        }
+    }
+}
+
+/// Per sample, `Σ dy·x` and `Σ dy` over the positions.
+#[multiversion(targets = "simd")]
+fn sums(da: &mut [f32], db: &mut [f32], (positions, width): (usize, usize), x: &[f32], dy: &[f32]) {
+    for (row, (x, dy)) in x.chunks_exact(width).zip(dy.chunks_exact(width)).enumerate() {
+        let vectors = row / positions * width;
+        let sums = da[vectors..][..width].iter_mut().zip(&mut db[vectors..][..width]);
+        for (((da, db), x), dy) in sums.zip(x).zip(dy) {
+            *da = x.mul_add(*dy, *da);
+            *db += dy;
+        }
+    }
+}
 
 impl CustomOp3 for Modulate {
     fn name(&self) -> &'static str {
@@ -40,16 +74,7 @@ impl CustomOp3 for Modulate {
         let (scale, shift) = (slice::of(scale, scale_layout)?, slice::of(shift, shift_layout)?);
         let mut out = vec![0f32; x.len()];
         slice::by_rows(&mut out, width, |first, out| {
-            slice::simd(|| {
-                for (i, y) in out.chunks_exact_mut(width).enumerate() {
-                    let row = first + i;
-                    let vectors = row / positions * width;
-                    let (a, b) = (&scale[vectors..][..width], &shift[vectors..][..width]);
-                    for (((y, x), a), b) in y.iter_mut().zip(&x[row * width..][..width]).zip(a).zip(b) {
-                        *y = x.mul_add(1.0 + a, *b);
-                    }
-                }
-            });
+            forward(out, first, (positions, width), x, scale, shift)
         });
         Ok((CpuStorage::F32(out), xs_layout.shape().clone()))
     }
@@ -67,29 +92,11 @@ impl CustomOp3 for Modulate {
         slice::with(&[xs, scale, grad], |slices| {
             let [x, a, dy] = slices else { unreachable!("three tensors give three slices") };
             let mut dx = vec![0f32; x.len()];
-            slice::by_rows(&mut dx, width, |first, dx| {
-                slice::simd(|| {
-                    for (i, dx) in dx.chunks_exact_mut(width).enumerate() {
-                        let row = first + i;
-                        let a = &a[row / positions * width..][..width];
-                        for ((dx, dy), a) in dx.iter_mut().zip(&dy[row * width..][..width]).zip(a) {
-                            *dx = dy * (1.0 + a);
-                        }
-                    }
-                });
-            });
+            let none = vec![0f32; a.len()];
+            slice::by_rows(&mut dx, width, |first, dx| forward(dx, first, (positions, width), dy, a, &none));
             let (mut da, mut db) = (vec![0f32; batch * width], vec![0f32; batch * width]);
             if scale.track_op() || shift.track_op() {
-                slice::simd(|| {
-                    for (row, (x, dy)) in x.chunks_exact(width).zip(dy.chunks_exact(width)).enumerate() {
-                        let vectors = row / positions * width;
-                        let sums = da[vectors..][..width].iter_mut().zip(&mut db[vectors..][..width]);
-                        for (((da, db), x), dy) in sums.zip(x).zip(dy) {
-                            *da = x.mul_add(*dy, *da);
-                            *db += dy;
-                        }
-                    }
-                });
+                sums(&mut da, &mut db, (positions, width), x, dy);
             }
             let of = |t: &Tensor, g| t.track_op().then(|| Tensor::from_vec(g, t.shape(), device)).transpose();
             Ok((Some(Tensor::from_vec(dx, xs.shape(), device)?), of(scale, da)?, of(shift, db)?))

@@ -1,5 +1,7 @@
 //! Layer normalisation over channels, and Stage C's global response normalisation.
 
+use multiversion::multiversion;
+
 use super::*;
 
 /// `y = (x − mean) / √(variance + eps) · weight + bias` over the last axis; without weight and bias, no affine part.
@@ -30,14 +32,58 @@ struct LayerNorm {
     eps: f32,
 }
 
-impl LayerNorm {
-    /// Mean and reciprocal standard deviation of one row.
-    #[inline(always)]
-    fn moments(&self, x: &[f32]) -> (f32, f32) {
-        let scale = 1.0 / x.len() as f32;
-        let mean = slice::sum(x.len(), |i| x[i]) * scale;
-        let variance = slice::sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) * scale;
-        (mean, 1.0 / (variance + self.eps).sqrt())
+/// Mean and reciprocal standard deviation of one row.
+#[inline(always)]
+fn moments(x: &[f32], eps: f32) -> (f32, f32) {
+    let scale = 1.0 / x.len() as f32;
+    let mean = slice::sum(x.len(), |i| x[i]) * scale;
+    let variance = slice::sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) * scale;
+    (mean, 1.0 / (variance + eps).sqrt())
+}
+
+#[multiversion(targets = "simd")]
+fn normalise(out: &mut [f32], width: usize, x: &[f32], w: &[f32], b: &[f32], eps: f32) {
+    for (y, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+        let (mean, rstd) = moments(x, eps);
+        if w.is_empty() {
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) * rstd);
+        } else {
+            for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
+                *y = ((x - mean) * rstd).mul_add(*w, *b);
+            }
+        }
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn normalise_backward(dx: &mut [f32], width: usize, x: &[f32], w: &[f32], dy: &[f32], eps: f32) {
+    let mut g = vec![0f32; width];
+    let share = 1.0 / width as f32;
+    let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
+    for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(rows) {
+        let (mean, rstd) = moments(x, eps);
+        if w.is_empty() {
+            g.copy_from_slice(dy);
+        } else {
+            g.iter_mut().zip(dy).zip(w).for_each(|((g, dy), w)| *g = dy * w);
+        }
+        let mean_g = slice::sum(width, |i| g[i]) * share;
+        let mean_gx = slice::sum(width, |i| g[i] * (x[i] - mean) * rstd) * share;
+        for ((dx, x), g) in dx.iter_mut().zip(x).zip(&g) {
+            *dx = rstd * (g - mean_g - (x - mean) * rstd * mean_gx);
+        }
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn affine_gradients(dw: &mut [f32], db: &mut [f32], x: &[f32], dy: &[f32], eps: f32) {
+    let width = dw.len();
+    for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
+        let (mean, rstd) = moments(x, eps);
+        for (((dw, db), x), dy) in dw.iter_mut().zip(&mut *db).zip(x).zip(dy) {
+            *dw += dy * (x - mean) * rstd;
+            *db += dy;
+        }
     }
 }
 
@@ -63,18 +109,7 @@ impl CustomOp3 for LayerNorm {
         }
         let mut out = vec![0f32; x.len()];
         slice::by_rows(&mut out, width, |first, out| {
-            slice::simd(|| {
-                for (y, x) in out.chunks_exact_mut(width).zip(x[first * width..].chunks_exact(width)) {
-                    let (mean, rstd) = self.moments(x);
-                    if w.is_empty() {
-                        y.iter_mut().zip(x).for_each(|(y, x)| *y = (x - mean) * rstd);
-                    } else {
-                        for (((y, x), w), b) in y.iter_mut().zip(x).zip(w).zip(b) {
-                            *y = ((x - mean) * rstd).mul_add(*w, *b);
-                        }
-                    }
-                }
-            });
+            normalise(out, width, &x[first * width..], w, b, self.eps);
         });
         Ok((CpuStorage::F32(out), xs_layout.shape().clone()))
     }
@@ -94,37 +129,11 @@ impl CustomOp3 for LayerNorm {
             let mut dx = vec![0f32; x.len()];
             slice::by_rows(&mut dx, width, |first, dx| {
                 let from = first * width;
-                slice::simd(|| {
-                    let rows = x[from..].chunks_exact(width).zip(dy[from..].chunks_exact(width));
-                    let mut scaled = vec![0f32; width];
-                    for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(rows) {
-                        let (mean, rstd) = self.moments(x);
-                        if w.is_empty() {
-                            scaled.copy_from_slice(dy);
-                        } else {
-                            scaled.iter_mut().zip(dy).zip(*w).for_each(|((s, dy), w)| *s = dy * w);
-                        }
-                        let g = &scaled;
-                        let share = 1.0 / width as f32;
-                        let mean_g = slice::sum(width, |i| g[i]) * share;
-                        let mean_gx = slice::sum(width, |i| g[i] * (x[i] - mean) * rstd) * share;
-                        for ((dx, x), g) in dx.iter_mut().zip(x).zip(g) {
-                            *dx = rstd * (g - mean_g - (x - mean) * rstd * mean_gx);
-                        }
-                    }
-                });
+                normalise_backward(dx, width, &x[from..], w, &dy[from..], self.eps);
             });
             let (mut dw, mut db) = (vec![0f32; w.len()], vec![0f32; w.len()]);
             if weight.track_op() || bias.track_op() {
-                slice::simd(|| {
-                    for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
-                        let (mean, rstd) = self.moments(x);
-                        for (((dw, db), x), dy) in dw.iter_mut().zip(&mut db).zip(x).zip(dy) {
-                            *dw += dy * (x - mean) * rstd;
-                            *db += dy;
-                        }
-                    }
-                });
+                affine_gradients(&mut dw, &mut db, x, dy, self.eps);
             }
             let dx = Tensor::from_vec(dx, xs.shape(), device)?;
             let of = |t: &Tensor, g| t.track_op().then(|| Tensor::from_vec(g, width, device)).transpose();
@@ -159,7 +168,7 @@ const EPSILON: f64 = 1e-6;
 struct Grn;
 
 /// Each channel's norm over the positions of one sample, and their mean plus epsilon.
-#[inline(always)]
+#[multiversion(targets = "simd")]
 fn response(x: &[f32], width: usize) -> (Vec<f32>, f32) {
     let mut norms = vec![0f32; width];
     for x in x.chunks_exact(width) {
@@ -168,6 +177,49 @@ fn response(x: &[f32], width: usize) -> (Vec<f32>, f32) {
     norms.iter_mut().for_each(|n| *n = n.sqrt());
     let mean = slice::sum(width, |i| norms[i]) / width as f32 + EPSILON as f32;
     (norms, mean)
+}
+
+#[multiversion(targets = "simd")]
+fn respond(y: &mut [f32], x: &[f32], gamma: &[f32], beta: &[f32]) {
+    let width = gamma.len();
+    let (mut gain, mean) = response(x, width);
+    gain.iter_mut().zip(gamma).for_each(|(n, g)| *n = (*n / mean).mul_add(*g, 1.0));
+    for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+        for (((y, x), gain), beta) in y.iter_mut().zip(x).zip(&gain).zip(beta) {
+            *y = x.mul_add(*gain, *beta);
+        }
+    }
+}
+
+/// `totals[c] += Σ x[·][c]·dy[·][c]`.
+#[multiversion(targets = "simd")]
+fn add_products(totals: &mut [f32], x: &[f32], dy: &[f32]) {
+    let width = totals.len();
+    for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
+        for ((total, x), dy) in totals.iter_mut().zip(x).zip(dy) {
+            *total = x.mul_add(*dy, *total);
+        }
+    }
+}
+
+#[multiversion(targets = "simd")]
+fn respond_backward(dx: &mut [f32], x: &[f32], dy: &[f32], gamma: &[f32], products: &[f32]) {
+    let width = gamma.len();
+    let (norms, mean) = response(x, width);
+    let shared = slice::sum(width, |c| products[c] * gamma[c] * norms[c]) / (mean * mean * width as f32);
+    let mut gain = vec![0f32; width];
+    let mut pull = vec![0f32; width];
+    for c in 0..width {
+        gain[c] = (norms[c] / mean).mul_add(gamma[c], 1.0);
+        let da = products[c] * gamma[c] / mean - shared;
+        pull[c] = if norms[c] > 0.0 { da / norms[c] } else { 0.0 };
+    }
+    let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
+    for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(rows) {
+        for ((((dx, x), dy), gain), pull) in dx.iter_mut().zip(x).zip(dy).zip(&gain).zip(&pull) {
+            *dx = dy.mul_add(*gain, x * pull);
+        }
+    }
 }
 
 impl CustomOp3 for Grn {
@@ -193,17 +245,9 @@ impl CustomOp3 for Grn {
         let sample = positions * width;
         let mut out = vec![0f32; x.len()];
         slice::by_rows(&mut out, sample, |first, out| {
-            slice::simd(|| {
-                for (y, x) in out.chunks_exact_mut(sample).zip(x[first * sample..].chunks_exact(sample)) {
-                    let (mut gain, mean) = response(x, width);
-                    gain.iter_mut().zip(gamma).for_each(|(n, g)| *n = (*n / mean).mul_add(*g, 1.0));
-                    for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                        for (((y, x), gain), beta) in y.iter_mut().zip(x).zip(&gain).zip(beta) {
-                            *y = x.mul_add(*gain, *beta);
-                        }
-                    }
-                }
-            });
+            for (y, x) in out.chunks_exact_mut(sample).zip(x[first * sample..].chunks_exact(sample)) {
+                respond(y, x, gamma, beta);
+            }
         });
         Ok((CpuStorage::F32(out), xs_layout.shape().clone()))
     }
@@ -224,57 +268,29 @@ impl CustomOp3 for Grn {
             let mut dx = vec![0f32; x.len()];
             // Rows: per sample Σ_n dy·x, from which both dx and dγ follow.
             let mut products = vec![0f32; batch * width];
-            slice::simd(|| {
-                let samples = x.chunks_exact(sample).zip(dy.chunks_exact(sample));
-                for (p, (x, dy)) in products.chunks_exact_mut(width).zip(samples) {
-                    for (x, dy) in x.chunks_exact(width).zip(dy.chunks_exact(width)) {
-                        for ((p, x), dy) in p.iter_mut().zip(x).zip(dy) {
-                            *p = x.mul_add(*dy, *p);
-                        }
-                    }
-                }
-            });
+            let samples = x.chunks_exact(sample).zip(dy.chunks_exact(sample));
+            for (p, (x, dy)) in products.chunks_exact_mut(width).zip(samples) {
+                add_products(p, x, dy);
+            }
             let products = &products;
             slice::by_rows(&mut dx, sample, |first, dx| {
-                slice::simd(|| {
-                    for (i, dx) in dx.chunks_exact_mut(sample).enumerate() {
-                        let b = first + i;
-                        let (x, dy) = (&x[b * sample..][..sample], &dy[b * sample..][..sample]);
-                        let (norms, mean) = response(x, width);
-                        let dn = &products[b * width..][..width];
-                        let shared = slice::sum(width, |c| dn[c] * gamma_[c] * norms[c])
-                            / (mean * mean * width as f32);
-                        let mut gain = vec![0f32; width];
-                        let mut pull = vec![0f32; width];
-                        for c in 0..width {
-                            gain[c] = (norms[c] / mean).mul_add(gamma_[c], 1.0);
-                            let da = dn[c] * gamma_[c] / mean - shared;
-                            pull[c] = if norms[c] > 0.0 { da / norms[c] } else { 0.0 };
-                        }
-                        let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));
-                        for (dx, (x, dy)) in dx.chunks_exact_mut(width).zip(rows) {
-                            for c in 0..width {
-                                dx[c] = dy[c].mul_add(gain[c], x[c] * pull[c]);
-                            }
-                        }
-                    }
-                });
+                for (i, dx) in dx.chunks_exact_mut(sample).enumerate() {
+                    let b = first + i;
+                    let (x, dy) = (&x[b * sample..][..sample], &dy[b * sample..][..sample]);
+                    respond_backward(dx, x, dy, gamma_, &products[b * width..][..width]);
+                }
             });
             let (mut dgamma, mut dbeta) = (vec![0f32; width], vec![0f32; width]);
             if gamma.track_op() {
                 for b in 0..batch {
-                    let (norms, mean) = slice::simd(|| response(&x[b * sample..][..sample], width));
+                    let (norms, mean) = response(&x[b * sample..][..sample], width);
                     for c in 0..width {
                         dgamma[c] += products[b * width + c] * norms[c] / mean;
                     }
                 }
             }
             if beta.track_op() {
-                slice::simd(|| {
-                    for dy in dy.chunks_exact(width) {
-                        dbeta.iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
-                    }
-                });
+                slice::add_rows(&mut dbeta, dy);
             }
             let of = |t: &Tensor, g| t.track_op().then(|| Tensor::from_vec(g, t.shape(), device)).transpose();
             Ok((Some(Tensor::from_vec(dx, xs.shape(), device)?), of(gamma, dgamma)?, of(beta, dbeta)?))

@@ -1,6 +1,7 @@
-//! Contiguous slices of tensors, run-time vectorisation, and the fixed-order reductions that all operations share.
+//! Contiguous slices of tensors, and the fixed-order reductions that all operations share.
 
 use candle_core::{CpuStorage, Layout, Tensor};
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::TensorResult;
@@ -27,12 +28,6 @@ pub fn with<R>(tensors: &[&Tensor], body: impl FnOnce(&[&[f32]]) -> R) -> Tensor
     Ok(body(&slices))
 }
 
-/// Runs `body` compiled for the widest vectors that this CPU has; all that it calls must be inlined.
-#[inline(always)]
-pub fn simd<R>(body: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(body)
-}
-
 /// Splits `out` into rows of `width` and calls `body(first_row, rows)` on one block of rows for each thread.
 pub fn by_rows(out: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
     let rows = out.len() / width.max(1);
@@ -43,6 +38,14 @@ pub fn by_rows(out: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) +
     }
     let block = rows.div_ceil(threads);
     out.par_chunks_mut(block * width).enumerate().for_each(|(i, rows)| body(i * block, rows));
+}
+
+/// Adds up rows: `totals[c] += Σ rows[·][c]`.
+#[multiversion(targets = "simd")]
+pub fn add_rows(totals: &mut [f32], rows: &[f32]) {
+    for row in rows.chunks_exact(totals.len()) {
+        totals.iter_mut().zip(row).for_each(|(total, x)| *total += x);
+    }
 }
 
 /// Lanes of the fixed-order reductions: one AVX-512 register.
@@ -76,17 +79,19 @@ pub fn sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
 /// `eˣ` to about one unit in the last place, vectorisable (Cephes' polynomial).
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
+    // Adding 1.5·2²³ leaves the nearest integer in the low bits of the sum.
     const MAGIC: f32 = 12_582_912.0;
     let x = x.clamp(-87.0, 88.0);
-    let n = (x * std::f32::consts::LOG2_E + MAGIC) - MAGIC;
-    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, MAGIC);
+    let n = shifted - MAGIC;
+    let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_375, x));
     let p = r.mul_add(1.987_569_1e-4, 1.398_2e-3);
     let p = r.mul_add(p, 8.333_452e-3);
     let p = r.mul_add(p, 4.166_579_6e-2);
     let p = r.mul_add(p, 1.666_666_6e-1);
     let p = r.mul_add(p, 0.5);
     let y = (p * r).mul_add(r, r) + 1.0;
-    y * f32::from_bits(((n as i32 + 127) << 23) as u32)
+    y * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
 
 /// The strides of one matrix argument of [`gemm`]: elements from row to row and from column to column.
