@@ -10,6 +10,7 @@ pub mod alignment;
 pub mod caption;
 pub mod measure;
 pub mod perceive;
+pub mod population;
 pub mod prompts;
 pub mod render;
 pub mod style;
