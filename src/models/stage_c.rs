@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blocks::{Linear, ResBlock, fan_in, norm};
 use crate::error::{Error, Result};
+pub use crate::nn::KeyValue;
 use crate::nn::{self, Mask, TensorResult};
 
 /// The numbers of a Stage C, named as in the checkpoint's `config.json`.
@@ -92,35 +93,6 @@ impl Config {
                 (0..layers).map(move |layer| (format!("{side}.{index}.{}", 3 * layer + 2), width))
             })
             .collect()
-    }
-}
-
-/// The keys and values that one attention block gets from outside the picture.
-#[derive(Debug, Clone)]
-pub struct KeyValue {
-    /// Keys, (B, M, C).
-    pub key: Tensor,
-    /// Values, (B, M, C).
-    pub value: Tensor,
-}
-
-impl KeyValue {
-    /// Applies a change of the batch to both.
-    ///
-    /// # Errors
-    /// As `change`.
-    pub fn map(&self, change: impl Fn(&Tensor) -> TensorResult) -> TensorResult<Self> {
-        Ok(Self { key: change(&self.key)?, value: change(&self.value)? })
-    }
-
-    /// Joins two batches.
-    ///
-    /// # Errors
-    /// Where the token counts or widths differ.
-    pub fn cat(parts: &[&Self]) -> TensorResult<Self> {
-        let join =
-            |of: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(|p| of(p)).collect::<Vec<_>>(), 0);
-        Ok(Self { key: join(|p| &p.key)?, value: join(|p| &p.value)? })
     }
 }
 

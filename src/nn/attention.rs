@@ -27,6 +27,46 @@ impl Mask {
     }
 }
 
+/// The keys and values that one attention block gets from outside the picture.
+#[derive(Debug, Clone)]
+pub struct KeyValue {
+    /// Keys, (B, M, C).
+    pub key: Tensor,
+    /// Values, (B, M, C).
+    pub value: Tensor,
+}
+
+impl KeyValue {
+    /// Applies a change of the batch to both.
+    ///
+    /// # Errors
+    /// As `change`.
+    pub fn map(&self, change: impl Fn(&Tensor) -> TensorResult) -> TensorResult<Self> {
+        Ok(Self { key: change(&self.key)?, value: change(&self.value)? })
+    }
+
+    /// The rows of the batch that each sample asks for: what a user gives is made once and shared by their samples.
+    ///
+    /// # Shapes
+    /// `rows` (B'), unsigned integers below B; the result has batch B'.
+    ///
+    /// # Errors
+    /// Where a row does not exist.
+    pub fn select(&self, rows: &Tensor) -> TensorResult<Self> {
+        self.map(|xs| xs.index_select(rows, 0))
+    }
+
+    /// Joins two batches.
+    ///
+    /// # Errors
+    /// Where the token counts or widths differ.
+    pub fn cat(parts: &[&Self]) -> TensorResult<Self> {
+        let join =
+            |of: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(|p| of(p)).collect::<Vec<_>>(), 0);
+        Ok(Self { key: join(|p| &p.key)?, value: join(|p| &p.value)? })
+    }
+}
+
 /// `softmax(Q Kᵀ / √d) V` for each head.
 ///
 /// # Shapes

@@ -17,6 +17,7 @@ mod adamw;
 mod attention;
 mod conv;
 pub mod counting;
+mod learning_rate;
 mod linear;
 mod modulate;
 mod norm;
@@ -25,8 +26,9 @@ pub mod workers;
 
 pub use activation::{gelu_erf, quick_gelu, silu};
 pub use adamw::{AdamW, AdamWConfig, clip_gradients};
-pub use attention::{Mask, attention};
+pub use attention::{KeyValue, Mask, attention};
 pub use conv::{depth_to_space, depthwise_conv3x3, space_to_depth};
+pub use learning_rate::{Decay, LearningRate, Warmup};
 pub use linear::linear;
 pub use modulate::modulate;
 pub use norm::{grn, layer_norm};

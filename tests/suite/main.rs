@@ -1,7 +1,9 @@
 //! The integration suite: one binary, one module for each floor's oracles and families.
 
+mod adamw;
 mod clip;
 mod diffusion;
 mod objective;
+mod ppd_step;
 mod reward;
 mod stage_c;
