@@ -2,6 +2,7 @@
 //! manifest. Nothing here is part of the paper; it makes the small world in which the paper's study can be run.
 
 pub mod codec;
+pub mod denoiser;
 mod trainer;
 
 pub use trainer::{Optimisation, Step, Trainer};
