@@ -66,6 +66,26 @@ impl Stream {
         }
     }
 
+    /// Fills `out` with uniform integers in `0..bound`, without bias, two from each 64 random bits.
+    ///
+    /// # Panics
+    /// Where `bound` is zero.
+    pub fn fill_below(&mut self, bound: u32, out: &mut [u32]) {
+        assert!(bound > 0, "cannot draw an index below zero");
+        let threshold = bound.wrapping_neg() % bound;
+        let mut filled = 0;
+        while filled < out.len() {
+            let bits = self.bits();
+            for half in [bits as u32, (bits >> 32) as u32] {
+                let product = u64::from(half) * u64::from(bound);
+                if filled < out.len() && product as u32 >= threshold {
+                    out[filled] = (product >> 32) as u32;
+                    filled += 1;
+                }
+            }
+        }
+    }
+
     /// A standard normal number (Box-Muller; both halves are used).
     pub fn normal(&mut self) -> f64 {
         if let Some(spare) = self.spare_normal.take() {
@@ -128,6 +148,13 @@ mod tests {
         assert!((kurtosis - 3.0).abs() < 4.0 * (96.0 / n as f64).sqrt(), "{kurtosis}");
         let mut counts = [0u32; 5];
         (0..n).for_each(|_| counts[s.below(5)] += 1);
+        assert!(counts.iter().all(|&c| (f64::from(c) - 40_000.0).abs() < 4.0 * (40_000.0f64 * 0.8).sqrt()));
+        let mut drawn = vec![0u32; n];
+        s.fill_below(5, &mut drawn);
+        let counts = drawn.iter().fold([0u32; 5], |mut counts, &i| {
+            counts[i as usize] += 1;
+            counts
+        });
         assert!(counts.iter().all(|&c| (f64::from(c) - 40_000.0).abs() < 4.0 * (40_000.0f64 * 0.8).sqrt()));
     }
 

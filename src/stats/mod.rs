@@ -1,1 +1,28 @@
-//! Statistics over plain numbers: estimates, bootstrap intervals, proportions, contrasts.
+//! Statistics over plain numbers: estimates, bootstrap intervals, proportions, contrasts, correlations.
+//!
+//! Everything here is a pure function of its arguments: no tensor, no file, no clock. What is random takes a
+//! [`Seed`](crate::units::Seed) and gives the same bytes for any number of threads. What a report calls first:
+//!
+//! - [`mean_interval`], [`rate_interval`] and [`ratio_interval`] for values of (prompt, training seed), a [`Crossed`]
+//!   matrix; [`Crossed::inference`] where a p-value is wanted beside the interval;
+//! - [`Clusters`] for rows that share a cluster and have no second factor;
+//! - [`proportion`] for plain counts, [`contrast`] for verdicts and for several claims at once.
+//!
+//! The Fréchet distance and agreement between raters are not here yet.
+
+pub mod bootstrap;
+pub mod contrast;
+pub mod correlation;
+pub mod crossed;
+pub mod distribution;
+pub mod estimate;
+pub mod inference;
+pub mod paired;
+pub mod proportion;
+pub mod sample;
+
+pub use bootstrap::{Clusters, Replicates};
+pub use contrast::{Direction, Rule, Verdict};
+pub use crossed::{Crossed, mean_interval, rate_interval, ratio_interval};
+pub use estimate::{Estimate, Method};
+pub use inference::Inference;

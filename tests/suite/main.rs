@@ -7,3 +7,4 @@ mod objective;
 mod ppd_step;
 mod reward;
 mod stage_c;
+mod stats;
