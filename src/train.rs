@@ -1,1 +1,387 @@
-//! The one loop that fine-tunes a denoiser, for every objective.
+//! The one loop that fine-tunes a frozen denoiser's adapter, for every objective.
+//!
+//! A step visits pairs. Each visit draws its timestep, noise and dropouts from (seed, pair, visits of that pair so far),
+//! so two methods that visit the same pair for the n-th time see the same draw, whatever their labels say: the
+//! reference's errors on it are computed once and shared ([`ReferenceErrors`]). The policy with the user branch off *is*
+//! the reference; there is no second copy of the weights.
+//!
+//! Visits are cut into micro-batches of fixed size. Workers predict them, the objective turns all errors of the step
+//! into one coefficient each, and workers go back through the denoiser; gradients are summed in the order of the
+//! micro-batches, so the result does not depend on the number of workers. No branch here asks which method it is.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Mutex;
+
+use candle_core::{DType, Device, Tensor, Var};
+
+use crate::adapter::{self, Adapter, drop_user};
+use crate::diffusion::per_sample_error;
+use crate::error::{Error, Result};
+use crate::generate::Base;
+use crate::nn::workers::Workers;
+use crate::nn::{AdamW, AdamWConfig, KeyValue, clip_gradients};
+use crate::objective::{self, BatchErrors};
+use crate::rng::stream;
+use crate::units::Seed;
+use crate::weights::Trainable;
+
+/// How an adapter is fine-tuned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// What is descended.
+    pub objective: objective::Config,
+    /// The user branch.
+    pub adapter: adapter::Config,
+    /// Optimiser steps.
+    pub steps: usize,
+    /// Visits of pairs in each step.
+    pub pairs_per_step: usize,
+    /// AdamW's learning rate after warm-up.
+    pub learning_rate: f64,
+    /// Steps of linear warm-up; the first step already has a share of the rate.
+    pub warmup_steps: usize,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest norm of the whole gradient.
+    pub max_grad_norm: f64,
+    /// The share of visits without their caption.
+    pub text_dropout: f64,
+    /// The share of visits without their user.
+    pub user_dropout: f64,
+}
+
+/// One pair as one user sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// The pair: names its draws, whoever prefers what.
+    pub pair: usize,
+    /// Whether the second image is the chosen one.
+    pub second_chosen: bool,
+    /// The user's vector.
+    pub user: Vec<f32>,
+}
+
+/// Preference pairs as the denoiser sees them.
+#[derive(Debug)]
+pub struct Pairs {
+    /// Clean latents of both images, (pairs, 2, C, h, w).
+    pub latents: Tensor,
+    /// Conditioning tokens of the captions, (pairs, N, D).
+    pub tokens: Tensor,
+    /// Conditioning tokens of the empty caption, (1, N, D).
+    pub empty: Tensor,
+}
+
+impl Pairs {
+    /// How many pairs there are.
+    pub fn len(&self) -> usize {
+        self.latents.dims().first().copied().unwrap_or(0)
+    }
+
+    /// True where there is no pair.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The reference's errors on the two images of a pair, by (seed, pair, visit), shared by every method.
+#[derive(Debug, Default)]
+pub struct ReferenceErrors {
+    known: Mutex<HashMap<(Seed, usize, usize), [f64; 2]>>,
+}
+
+impl ReferenceErrors {
+    fn get(&self, seed: Seed, visit: &Visit) -> Option<[f64; 2]> {
+        self.lock().get(&(seed, visit.example.pair, visit.occurrence)).copied()
+    }
+
+    fn set(&self, seed: Seed, visit: &Visit, errors: [f64; 2]) {
+        self.lock().insert((seed, visit.example.pair, visit.occurrence), errors);
+    }
+
+    /// How many are stored.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// True where none is stored.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(Seed, usize, usize), [f64; 2]>> {
+        self.known.lock().expect("no thread panics while it holds the reference errors")
+    }
+}
+
+/// What one step measured.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Step {
+    /// Steps done, this one included.
+    pub step: usize,
+    /// The mean loss.
+    pub loss: f64,
+    /// The objective's view of the batch, where it has preferences.
+    pub preference: Option<objective::PreferenceTrace>,
+    /// Mean error of the policy on chosen images.
+    pub error_chosen: f64,
+    /// Mean error of the policy on rejected images, where they were predicted.
+    pub error_rejected: Option<f64>,
+    /// The gradient's norm before clipping.
+    pub gradient_norm: f64,
+    /// The step's learning rate.
+    pub learning_rate: f64,
+}
+
+/// One pair visited in one step.
+struct Visit<'a> {
+    example: &'a Example,
+    occurrence: usize,
+}
+
+/// Visits in epochs: each epoch goes through all examples in an order of its own.
+struct Visits<'a> {
+    examples: &'a [Example],
+    seed: Seed,
+    epoch: u64,
+    order: Vec<usize>,
+    seen: HashMap<usize, usize>,
+}
+
+impl<'a> Visits<'a> {
+    fn new(examples: &'a [Example], seed: Seed) -> Self {
+        Self { examples, seed, epoch: 0, order: Vec::new(), seen: HashMap::new() }
+    }
+
+    fn next(&mut self) -> Visit<'a> {
+        if self.order.is_empty() {
+            self.order = (0..self.examples.len()).collect();
+            stream(self.seed, "visiting order", self.epoch).shuffle(&mut self.order);
+            self.epoch += 1;
+        }
+        let example = &self.examples[self.order.pop().expect("there is at least one example")];
+        let occurrence = self.seen.entry(example.pair).or_insert(0);
+        *occurrence += 1;
+        Visit { example, occurrence: *occurrence - 1 }
+    }
+}
+
+/// Pairs of one micro-batch. Fixed: the sums' order is part of the result.
+const MICRO_BATCH: usize = 4;
+
+/// A micro-batch after its forward pass: the graph is kept for the way back.
+struct Predicted {
+    /// The policy's errors, chosen images first, (2·pairs) or (pairs).
+    errors: Tensor,
+    reference: Vec<[f64; 2]>,
+}
+
+/// Fine-tunes an adapter; `observe` hears of each step and stops the work by answering false.
+///
+/// Returns the trained parameters by name.
+///
+/// # Errors
+/// [`Error::NonFinite`] where the loss or the gradient is not finite, [`Error::Spec`] where there is nothing to train on.
+pub fn fine_tune(
+    base: &Base,
+    pairs: &Pairs,
+    examples: &[Example],
+    settings: &Settings,
+    seed: Seed,
+    reference: &ReferenceErrors,
+    workers: &Workers,
+    observe: &mut dyn FnMut(Step) -> bool,
+) -> Result<BTreeMap<String, Tensor>> {
+    if let Some(example) = examples.iter().find(|example| example.pair >= pairs.len()) {
+        return Err(Error::Shape(format!(
+            "example of pair {}, but there are {} pairs",
+            example.pair,
+            pairs.len()
+        )));
+    }
+    if examples.is_empty() {
+        return Err(Error::Spec("no pair is left to train on; lower train.gap_filter or add pairs".into()));
+    }
+    let trainable = Trainable::new(seed);
+    let blocks = base.denoiser.config().attention_blocks();
+    let adapter = Adapter::new(settings.adapter, &blocks, trainable.builder(&Device::Cpu))?;
+    let variables: Vec<(String, Var)> = trainable.vars().into_iter().collect();
+    let config = AdamWConfig { weight_decay: settings.weight_decay, ..AdamWConfig::default() };
+    let mut optimiser = AdamW::new(variables.clone(), config)?;
+    let mut visits = Visits::new(examples, seed);
+    for step in 0..settings.steps {
+        let batch: Vec<Visit> = (0..settings.pairs_per_step).map(|_| visits.next()).collect();
+        let micro_batches: Vec<&[Visit]> = batch.chunks(MICRO_BATCH).collect();
+        let predicted = workers
+            .map(&micro_batches, |_, visits| {
+                predict(base, &adapter, pairs, visits, settings, seed, reference)
+            })
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?;
+        let errors = gather(&predicted, settings.objective.needs())?;
+        let loss = settings.objective.loss(&errors)?;
+        finite("the loss", loss.value, step)?;
+
+        let coefficients = scatter(&micro_batches, &loss.coefficients);
+        let items: Vec<(Predicted, Vec<f32>)> = predicted.into_iter().zip(coefficients).collect();
+        let mut grads = sum_in_order(workers.map(&items, |_, (predicted, coefficients)| {
+            let weights = Tensor::from_slice(coefficients, coefficients.len(), &Device::Cpu)?;
+            let mut grads = (&predicted.errors * weights)?.sum_all()?.backward()?;
+            Ok(variables.iter().map(|(_, var)| grads.remove(var)).collect())
+        }))?;
+        let gradient_norm = clip_gradients(&mut grads, settings.max_grad_norm)?;
+        finite("the gradient's norm", gradient_norm, step)?;
+        let warmup = ((step + 1) as f64 / settings.warmup_steps.max(1) as f64).min(1.0);
+        let learning_rate = settings.learning_rate * warmup;
+        optimiser.step(&grads, learning_rate)?;
+        let mean = |errors: &[f64]| errors.iter().sum::<f64>() / errors.len() as f64;
+        let go_on = observe(Step {
+            step: step + 1,
+            loss: loss.value,
+            preference: loss.preference,
+            error_chosen: mean(&errors.policy_chosen),
+            error_rejected: (!errors.policy_rejected.is_empty()).then(|| mean(&errors.policy_rejected)),
+            gradient_norm,
+            learning_rate,
+        });
+        if !go_on {
+            break;
+        }
+    }
+    Ok(trainable.tensors())
+}
+
+fn finite(what: &str, value: f64, step: usize) -> Result<()> {
+    if value.is_finite() { Ok(()) } else { Err(Error::NonFinite { what: what.into(), value, step }) }
+}
+
+/// Errors of one micro-batch under the policy, and under the reference where no method has asked before.
+fn predict(
+    base: &Base,
+    adapter: &Adapter,
+    pairs: &Pairs,
+    visits: &[Visit],
+    settings: &Settings,
+    seed: Seed,
+    reference: &ReferenceErrors,
+) -> Result<Predicted> {
+    let needs = settings.objective.needs();
+    let count = visits.len();
+    let images = if needs.rejected { 2 } else { 1 };
+    let (_, _, channels, height, width) = pairs.latents.dims5()?;
+    let each = channels * height * width;
+    // Image-major: all chosen, then all rejected.
+    let mut latents = Vec::with_capacity(images * count);
+    for rejected in 0..images {
+        for visit in visits {
+            let second = visit.example.second_chosen != (rejected == 1);
+            latents.push(pairs.latents.get(visit.example.pair)?.get(usize::from(second))?);
+        }
+    }
+    let latents = Tensor::stack(&latents, 0)?; // (images·B, C, h, w)
+    let (mut timesteps, mut noise, mut tokens, mut users) = (vec![], vec![], vec![], vec![]);
+    for visit in visits {
+        let mut draw = stream(seed, &format!("train draw {}", visit.occurrence), visit.example.pair as u64);
+        timesteps.push(base.schedule.training_timestep(draw.uniform()));
+        noise.extend(draw.normals(each));
+        let captionless = draw.chance(settings.text_dropout);
+        tokens.push(if captionless { pairs.empty.get(0)? } else { pairs.tokens.get(visit.example.pair)? });
+        let mut user = visit.example.user.clone();
+        drop_user(&mut user, settings.user_dropout, &mut draw);
+        users.extend(user);
+    }
+    let twice = |xs: Tensor| if images == 2 { Tensor::cat(&[&xs, &xs], 0) } else { Ok(xs) };
+    let device = pairs.latents.device();
+    let noise = twice(Tensor::from_vec(noise, (count, channels, height, width), device)?)?;
+    let timesteps: Vec<_> = timesteps.iter().copied().cycle().take(images * count).collect();
+    let noised = base.schedule.add_noise(&latents, &noise, &timesteps)?;
+    let r: Vec<f32> = timesteps.iter().map(|t| t.get() as f32).collect();
+    let r = Tensor::from_vec(r, images * count, device)?;
+    let double = |kv: Vec<KeyValue>| -> Result<Vec<KeyValue>> {
+        Ok(kv.iter().map(|kv| kv.map(|t| twice(t.clone()))).collect::<candle_core::Result<_>>()?)
+    };
+    let text = double(base.denoiser.key_values(&Tensor::stack(&tokens, 0)?)?)?;
+    let users = Tensor::from_vec(users, (count, settings.adapter.user_width), device)?;
+    let user = double(adapter.key_values(&adapter.tokens(&users)?)?)?;
+    let pred = base.denoiser.forward(&noised, &r, &text, Some(&user))?;
+    let errors = per_sample_error(&pred, &noise)?;
+
+    let mut known = Vec::new();
+    if needs.reference {
+        let stored: Option<Vec<[f64; 2]>> = visits.iter().map(|visit| reference.get(seed, visit)).collect();
+        known = match stored {
+            // Stored as (first, second) image of the pair; wanted as (chosen, rejected).
+            Some(stored) => stored.iter().zip(visits).map(|(e, v)| oriented(*e, v)).collect(),
+            None => {
+                let pred = base.denoiser.forward(&noised, &r, &text, None)?;
+                let errors = host(&per_sample_error(&pred, &noise)?)?;
+                let pairs =
+                    (0..count).map(|i| [errors[i], errors.get(count + i).copied().unwrap_or(f64::NAN)]);
+                let pairs: Vec<[f64; 2]> = pairs.collect();
+                for (visit, errors) in visits.iter().zip(&pairs) {
+                    reference.set(seed, visit, oriented(*errors, visit));
+                }
+                pairs
+            }
+        };
+    }
+    Ok(Predicted { errors, reference: known })
+}
+
+/// Between (chosen, rejected) and (first, second): its own inverse.
+fn oriented([a, b]: [f64; 2], visit: &Visit) -> [f64; 2] {
+    if visit.example.second_chosen { [b, a] } else { [a, b] }
+}
+
+fn host(errors: &Tensor) -> Result<Vec<f64>> {
+    Ok(errors.to_dtype(DType::F64)?.to_vec1()?)
+}
+
+/// All errors of a step, in the order of the visits.
+fn gather(predicted: &[Predicted], needs: objective::Needs) -> Result<BatchErrors> {
+    let mut all = BatchErrors::default();
+    for part in predicted {
+        let errors = host(&part.errors)?;
+        let count = if needs.rejected { errors.len() / 2 } else { errors.len() };
+        all.policy_chosen.extend(&errors[..count]);
+        all.policy_rejected.extend(&errors[count..]);
+        all.reference_chosen.extend(part.reference.iter().map(|pair| pair[0]));
+        if needs.rejected {
+            all.reference_rejected.extend(part.reference.iter().map(|pair| pair[1]));
+        }
+    }
+    Ok(all)
+}
+
+/// Each micro-batch's share of the coefficients, in the order of its errors.
+fn scatter(micro_batches: &[&[Visit]], coefficients: &objective::Coefficients) -> Vec<Vec<f32>> {
+    let mut start = 0;
+    micro_batches
+        .iter()
+        .map(|visits| {
+            let range = start..start + visits.len();
+            start = range.end;
+            let rejected = coefficients.rejected.get(range.clone()).unwrap_or_default();
+            coefficients.chosen[range].iter().chain(rejected).map(|&c| c as f32).collect()
+        })
+        .collect()
+}
+
+/// Adds up the gradients of micro-batches, always in their order.
+fn sum_in_order(parts: Vec<Result<Vec<Option<Tensor>>>>) -> Result<Vec<Option<Tensor>>> {
+    let mut sums: Vec<Option<Tensor>> = Vec::new();
+    for part in parts {
+        let part = part?;
+        if sums.is_empty() {
+            sums = part;
+            continue;
+        }
+        for (sum, grad) in sums.iter_mut().zip(part) {
+            *sum = match (sum.take(), grad) {
+                (Some(sum), Some(grad)) => Some((sum + grad)?),
+                (sum, grad) => sum.or(grad),
+            };
+        }
+    }
+    Ok(sums)
+}
