@@ -1,8 +1,12 @@
 //! The desk models' own training loops: codec, CLIP, heads and denoiser, each resumable, seeded and described by a
 //! manifest. Nothing here is part of the paper; it makes the small world in which the paper's study can be run.
 
+pub mod clip;
 pub mod codec;
 pub mod denoiser;
+mod manifest;
+mod pairs;
 mod trainer;
 
+pub use manifest::Manifest;
 pub use trainer::{Optimisation, Step, Trainer};

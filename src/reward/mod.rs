@@ -21,7 +21,7 @@ pub mod hps;
 pub mod pick_score;
 mod scorer;
 
-pub use scorer::{Pixels, Scorer};
+pub use scorer::{Pixels, Scorer, cosine};
 
 /// What a reward is made of, without its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

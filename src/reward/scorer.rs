@@ -142,7 +142,7 @@ impl Scorer {
     /// As the two embeddings.
     pub fn cosines(&self, images: &[Image], prompts: &[String]) -> Result<Vec<f64>> {
         let (images, prompts) = (self.embed_images(images)?, self.embed_prompts(prompts)?);
-        Ok(images.iter().zip(&prompts).map(|(image, prompt)| dot(image, prompt)).collect())
+        Ok(images.iter().zip(&prompts).map(|(image, prompt)| cosine(image, prompt)).collect())
     }
 
     /// The CLIP's inverse temperature, `exp(logit_scale)`.
@@ -154,7 +154,7 @@ impl Scorer {
     }
 }
 
-/// The inner product in double precision, so that the sum adds no rounding of its own.
-pub(crate) fn dot(a: &[f32], b: &[f32]) -> f64 {
+/// The cosine of two unit embeddings: their inner product in double precision, so that the sum adds no rounding.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
