@@ -28,8 +28,7 @@ pub enum Labels {
         rewards: Vec<String>,
     },
     /// A control: as `reward`, but a coin decides which side is chosen.
-    #[serde(alias = "shuffled-labels")]
-    Shuffled {
+    ShuffledLabels {
         /// The rewards.
         rewards: Vec<String>,
     },
@@ -47,7 +46,7 @@ impl Labels {
             Self::Raw => &[],
             Self::Reward { rewards }
             | Self::Pooled { rewards }
-            | Self::Shuffled { rewards }
+            | Self::ShuffledLabels { rewards }
             | Self::ShuffledUsers { rewards } => rewards,
         }
     }
@@ -132,7 +131,7 @@ pub fn comparisons(
         all.items.extend(kept.into_iter().map(|(pair, chosen)| Comparison { pair, chosen, user }));
     }
     match labels {
-        Labels::Shuffled { .. } => {
+        Labels::ShuffledLabels { .. } => {
             let mut coins = stream(seed, "shuffled-labels", 0);
             all.items.iter_mut().for_each(|item| item.chosen = coins.below(2));
         }
@@ -286,7 +285,7 @@ mod tests {
         scores.insert("hps", vec![[0.0, 1.0]; n]).unwrap();
         let pairs = vec![Preference::default(); n];
         let make = |labels: Labels| comparisons(&labels, &pairs, &scores, 0.0, Seed::new(5)).unwrap().items;
-        let coins = make(Labels::Shuffled { rewards: both() });
+        let coins = make(Labels::ShuffledLabels { rewards: both() });
         let users = make(Labels::ShuffledUsers { rewards: both() });
         assert_eq!(
             users.iter().filter(|item| item.user == Some(0)).count(),
@@ -300,7 +299,7 @@ mod tests {
         };
         assert!((share(&coins) - 0.5).abs() < 0.045, "{}", share(&coins));
         assert!((share(&users) - 0.5).abs() < 0.045, "{}", share(&users));
-        assert_eq!(coins, make(Labels::Shuffled { rewards: both() }), "the same seed, the same coins");
+        assert_eq!(coins, make(Labels::ShuffledLabels { rewards: both() }), "the same seed, the same coins");
     }
 
     #[test]
@@ -336,7 +335,7 @@ mod tests {
         let read = |text: &str| toml::from_str::<Labels>(text);
         assert_eq!(read("kind = \"raw\"").unwrap(), Labels::Raw);
         let shuffled = read("kind = \"shuffled-labels\"\nrewards = [\"clip\", \"hps\"]").unwrap();
-        assert_eq!(shuffled, Labels::Shuffled { rewards: both() });
+        assert_eq!(shuffled, Labels::ShuffledLabels { rewards: both() });
         assert!(read("kind = \"reward\"\nrewards = []\nseed = 1").is_err());
     }
 }

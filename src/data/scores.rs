@@ -24,6 +24,9 @@ impl Scores {
 
     /// Adds a reward, or replaces it; `values` hold one entry for each pair.
     ///
+    /// Scores are kept in single precision, as the rewards compute them and the file holds them, so that a choice
+    /// never depends on whether the scores came from the disk.
+    ///
     /// # Errors
     /// [`Error::Shape`] where the number of pairs is not that of the rewards already there; [`Error::NonFinite`],
     /// with the pair as its step, where a score is not finite.
@@ -43,6 +46,7 @@ impl Scores {
         if let Some((step, value)) = values.iter().enumerate().find_map(broken) {
             return Err(Error::NonFinite { what: format!("the score {reward} of a pair"), value, step });
         }
+        let values = values.into_iter().map(|sides| sides.map(|score| f64::from(score as f32))).collect();
         match self.rewards.iter().position(|name| name == reward) {
             Some(place) => self.values[place] = values,
             None => {
@@ -87,7 +91,7 @@ impl Scores {
     }
 }
 
-/// Writes scores beside their pairs, in single precision (what the rewards compute in).
+/// Writes scores beside their pairs.
 ///
 /// # Errors
 /// [`Error::Shape`] where pairs and scores are not as many; [`Error::Io`] where the file cannot be written.
@@ -166,7 +170,7 @@ pub fn read(path: impl AsRef<Path>, pairs: &[Preference]) -> Result<Scores> {
         for (reward, sides) in fields[1..].chunks(2).enumerate() {
             let mut scores = [0.0; 2];
             for (score, field) in scores.iter_mut().zip(sides) {
-                *score = field.parse().ok().filter(|value: &f64| value.is_finite()).ok_or_else(|| {
+                *score = field.parse().ok().filter(|value: &f32| value.is_finite()).map(f64::from).ok_or_else(|| {
                     fault(format!("line {number}: expected a number for {}, got {field:?}", rewards[reward]))
                 })?;
             }
@@ -209,7 +213,7 @@ mod tests {
         let path = folder.path().join("scores.csv");
         let pairs = pairs(&[7, 9]);
         let mut scores = Scores::new();
-        scores.insert("clip", vec![[0.25, f64::from(0.1_f32)], [-3.0, 1e-7_f32.into()]]).unwrap();
+        scores.insert("clip", vec![[0.25, 0.1], [-3.0, 1e-7]]).unwrap();
         scores.insert("hps-twin", vec![[1.0, 2.0], [3.0, 4.0]]).unwrap();
         write(&path, &pairs, &scores).unwrap();
         assert_eq!(read(&path, &pairs).unwrap(), scores);

@@ -2,6 +2,7 @@
 
 mod adamw;
 mod clip;
+mod data;
 mod diffusion;
 mod objective;
 mod ppd_step;

@@ -72,8 +72,7 @@ impl Writer {
     /// # Errors
     /// [`Error::Data`] or [`Error::Io`] where the disk refuses.
     pub fn finish(self) -> Result<()> {
-        let Self { path, partial, mut inner } = self;
-        inner.finish().map_err(|error| refused(&path, &error))?;
+        let Self { path, partial, inner } = self;
         let file = inner.into_inner().map_err(|error| refused(&path, &error))?;
         file.sync_all().map_err(Error::io("write", &partial))?;
         std::fs::rename(&partial, &path).map_err(Error::io("write", &path))
