@@ -11,36 +11,36 @@ use crate::error::{Error, Result};
 use crate::rng::stream;
 use crate::units::Seed;
 
-/// Which labels a method trains on.
+/// Who says which image of a pair is better.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Labels {
-    /// The dataset's own, `label_0` and `label_1`; ties are dropped.
+    /// The labels that came with the pairs, `label_0` and `label_1`; ties are dropped.
     Raw,
-    /// Each reward relabels each pair, as a user of its own.
+    /// Each pair is labelled by each reward, and trained as that reward's user.
     Reward {
-        /// The rewards; a reward's place is its user's number.
+        /// The rewards that label.
         rewards: Vec<String>,
     },
-    /// As `reward`, but nobody says which reward chose: contradictions stay in.
+    /// Each pair is labelled by each reward, and nobody is told by which: contradictions stay in.
     Pooled {
-        /// The rewards.
+        /// The rewards that label.
         rewards: Vec<String>,
     },
-    /// A control: as `reward`, but a coin decides which side is chosen.
+    /// As `reward`, with chosen and rejected drawn by lot: a control without signal.
     ShuffledLabels {
-        /// The rewards.
+        /// The rewards whose labels are shuffled.
         rewards: Vec<String>,
     },
-    /// A control: as `reward`, but the users are dealt out anew over all comparisons.
+    /// As `reward`, with the users drawn by lot among the labelled pairs: a control without personal signal.
     ShuffledUsers {
-        /// The rewards.
+        /// The rewards whose users are shuffled.
         rewards: Vec<String>,
     },
 }
 
 impl Labels {
-    /// The rewards that relabel; none for raw labels.
+    /// The rewards that label; none for raw labels.
     pub fn rewards(&self) -> &[String] {
         match self {
             Self::Raw => &[],

@@ -170,9 +170,15 @@ pub fn read(path: impl AsRef<Path>, pairs: &[Preference]) -> Result<Scores> {
         for (reward, sides) in fields[1..].chunks(2).enumerate() {
             let mut scores = [0.0; 2];
             for (score, field) in scores.iter_mut().zip(sides) {
-                *score = field.parse().ok().filter(|value: &f32| value.is_finite()).map(f64::from).ok_or_else(|| {
-                    fault(format!("line {number}: expected a number for {}, got {field:?}", rewards[reward]))
-                })?;
+                *score =
+                    field.parse().ok().filter(|value: &f32| value.is_finite()).map(f64::from).ok_or_else(
+                        || {
+                            fault(format!(
+                                "line {number}: expected a number for {}, got {field:?}",
+                                rewards[reward]
+                            ))
+                        },
+                    )?;
             }
             values[reward].push(scores);
         }

@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use parquet::basic::{Compression, LogicalType, TimeUnit, Type as Physical};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, DataType};
 use parquet::errors::ParquetError;
+use parquet::file::metadata::ColumnChunkMetaData;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::schema::types::ColumnDescriptor;
 
@@ -65,8 +67,10 @@ impl Batches {
     pub fn open(path: impl AsRef<Path>, columns: Columns) -> Result<Self> {
         let path = path.as_ref();
         let file = File::open(path).map_err(Error::io("read", path))?;
-        let reader = SerializedFileReader::new(file).map_err(|error| not_parquet(path, &error))?;
-        let places = places(path, &reader, columns)?;
+        let size = file.metadata().map_err(Error::io("read", path))?.len();
+        let opened = guarded(|| SerializedFileReader::new(file).map_err(|error| error.to_string()));
+        let reader = opened.map_err(|error| not_parquet(path, &error))?;
+        let places = places(path, &reader, size, columns)?;
         Ok(Self {
             path: path.to_path_buf(),
             reader,
@@ -109,7 +113,8 @@ impl Batches {
             let group = group.map_err(|error| self.damaged(Column::Caption, error))?;
             let mut open = Vec::with_capacity(self.places.len());
             for place in &self.places {
-                let column = group.get_column_reader(place.leaf);
+                let column =
+                    guarded(|| group.get_column_reader(place.leaf).map_err(|error| error.to_string()));
                 open.push(column.map_err(|error| self.damaged(place.column, error))?);
             }
             self.left_in_group = group.metadata().num_rows().max(0) as usize;
@@ -127,7 +132,7 @@ impl Batches {
         let mut rows = vec![Preference::default(); count];
         let mut seen = vec![Vec::new(); self.places.len()];
         for index in 0..self.places.len() {
-            let values = decode(&mut self.open[index], count, &self.places[index]);
+            let values = guarded(|| decode(&mut self.open[index], count, &self.places[index]));
             let values = values.map_err(|error| self.damaged(self.places[index].column, error))?;
             let column = self.places[index].column;
             for (offset, value) in values.into_iter().enumerate() {
@@ -184,8 +189,17 @@ impl Iterator for Batches {
     }
 }
 
+/// Runs the parquet library, which panics on some damaged footers and pages, and makes an error of that. What it was
+/// reading is not used again.
+fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let words = panic.downcast_ref::<&str>().map(|words| (*words).to_owned());
+        Err(words.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "unreadable".into()))
+    })
+}
+
 /// Why a file could not be opened as parquet, in words that say what to do.
-fn not_parquet(path: &Path, error: &ParquetError) -> Error {
+fn not_parquet(path: &Path, error: &str) -> Error {
     let mut start = [0; 4];
     let begins = File::open(path).and_then(|mut file| file.read_exact(&mut start)).map(|()| &start);
     let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
@@ -205,7 +219,12 @@ fn not_parquet(path: &Path, error: &ParquetError) -> Error {
 }
 
 /// Finds each wanted column among the file's leaves and checks its type.
-fn places(path: &Path, reader: &SerializedFileReader<File>, columns: Columns) -> Result<Vec<Place>> {
+fn places(
+    path: &Path,
+    reader: &SerializedFileReader<File>,
+    size: u64,
+    columns: Columns,
+) -> Result<Vec<Place>> {
     let schema = reader.metadata().file_metadata().schema_descr();
     let leaves = schema.columns();
     let mut places = Vec::new();
@@ -233,7 +252,18 @@ fn places(path: &Path, reader: &SerializedFileReader<File>, columns: Columns) ->
             )
         })?;
         for group in reader.metadata().row_groups() {
-            let packing = group.column(leaf).compression();
+            let chunk = group.column(leaf);
+            if !lies_within(chunk, size) {
+                return Err(Error::data(
+                    path,
+                    format!(
+                        "column {:?}: the footer points outside the {size} bytes of the file; the file is damaged: \
+                         fetch or make it again",
+                        column.name()
+                    ),
+                ));
+            }
+            let packing = chunk.compression();
             if !matches!(packing, Compression::UNCOMPRESSED | Compression::SNAPPY) {
                 return Err(Error::data(
                     path,
@@ -248,6 +278,15 @@ fn places(path: &Path, reader: &SerializedFileReader<File>, columns: Columns) ->
         places.push(Place { column, leaf, full: leaves[leaf].max_def_level(), unit });
     }
     Ok(places)
+}
+
+/// Whether a column's pages lie inside the file, as the footer tells it; the library trusts the footer.
+fn lies_within(chunk: &ColumnChunkMetaData, size: u64) -> bool {
+    let start = chunk.dictionary_page_offset().unwrap_or_else(|| chunk.data_page_offset());
+    let (Ok(start), Ok(length)) = (u64::try_from(start), u64::try_from(chunk.compressed_size())) else {
+        return false;
+    };
+    start.checked_add(length).is_some_and(|end| end <= size)
 }
 
 fn missing(path: &Path, column: Column, root: &parquet::schema::types::Type) -> Error {
