@@ -131,12 +131,12 @@ impl Batches {
         let count = BATCH.min(self.left_in_group);
         let mut rows = vec![Preference::default(); count];
         let mut seen = vec![Vec::new(); self.places.len()];
-        for index in 0..self.places.len() {
+        for (index, present) in seen.iter_mut().enumerate() {
             let values = guarded(|| decode(&mut self.open[index], count, &self.places[index]));
             let values = values.map_err(|error| self.damaged(self.places[index].column, error))?;
             let column = self.places[index].column;
             for (offset, value) in values.into_iter().enumerate() {
-                seen[index].push(value.is_some());
+                present.push(value.is_some());
                 if let Some(value) = value {
                     column.set(&mut rows[offset], value);
                 }
