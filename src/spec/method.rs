@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::settings::{Adapter, Train};
+pub use crate::data::labels::Labels;
 use crate::error::{Error, Result};
 use crate::objective;
 
@@ -70,47 +71,6 @@ pub enum Conditioning {
 impl Conditioning {
     /// One of each, for family tests.
     pub const ALL: &[Self] = &[Self::None, Self::Constant, Self::OneHot];
-}
-
-/// Who says which image of a pair is better.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Labels {
-    /// The labels that came with the pairs.
-    Raw,
-    /// Each pair is labelled by each reward, and trained as that reward's user.
-    Reward {
-        /// The rewards that label.
-        rewards: Vec<String>,
-    },
-    /// Each pair is labelled by each reward, and nobody is told by which.
-    Pooled {
-        /// The rewards that label.
-        rewards: Vec<String>,
-    },
-    /// As `reward`, with chosen and rejected drawn by lot: a control without signal.
-    ShuffledLabels {
-        /// The rewards whose labels are shuffled.
-        rewards: Vec<String>,
-    },
-    /// As `reward`, with the users drawn by lot among the labelled pairs: a control without personal signal.
-    ShuffledUsers {
-        /// The rewards whose users are shuffled.
-        rewards: Vec<String>,
-    },
-}
-
-impl Labels {
-    /// The rewards that label; none for raw labels.
-    pub fn rewards(&self) -> &[String] {
-        match self {
-            Self::Raw => &[],
-            Self::Reward { rewards }
-            | Self::Pooled { rewards }
-            | Self::ShuffledLabels { rewards }
-            | Self::ShuffledUsers { rewards } => rewards,
-        }
-    }
 }
 
 /// A user to make images for: nobody, one reward's user, or a point between several.

@@ -3,6 +3,7 @@
 mod adamw;
 mod cli;
 mod clip;
+mod data;
 mod diffusion;
 mod house;
 mod objective;

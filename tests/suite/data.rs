@@ -1,0 +1,107 @@
+//! Preference data as others write it: files that pyarrow made (tests/reference/pick_a_pic.py), read back.
+
+use std::path::PathBuf;
+
+use ppd::data::pick_a_pic::{self, Columns};
+use ppd::data::{Preference, Split};
+use ppd::units::Digest;
+use serde_json::{Value, json};
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data").join(name)
+}
+
+/// A row in the words of the fixture.
+fn told(row: &Preference, column: &str) -> Value {
+    let picture = |side: usize| {
+        let images = row.images.as_ref().expect("pictures were read");
+        json!(&Digest::of(&images[side]).hex()[..8])
+    };
+    match column {
+        "are_different" => json!(row.are_different),
+        "best_image_uid" => json!(row.best_image_uid),
+        "caption" => json!(row.caption),
+        "created_at" => json!(row.created_at),
+        "has_label" => json!(row.has_label),
+        "image_0_uid" => json!(row.image_uids[0]),
+        "image_0_url" => json!(row.image_urls[0]),
+        "image_1_uid" => json!(row.image_uids[1]),
+        "image_1_url" => json!(row.image_urls[1]),
+        "jpg_0" => picture(0),
+        "jpg_1" => picture(1),
+        "label_0" => json!(row.label.map(|label| label[0])),
+        "label_1" => json!(row.label.map(|label| label[1])),
+        "model_0" => json!(row.models[0]),
+        "model_1" => json!(row.models[1]),
+        "ranking_id" => json!(row.ranking_id),
+        "user_id" => json!(row.user_id),
+        "num_example_per_prompt" => json!(row.num_example_per_prompt),
+        "__index_level_0__" => json!(row.index),
+        other => panic!("{other} is not a column"),
+    }
+}
+
+fn expected() -> serde_json::Map<String, Value> {
+    let text = std::fs::read_to_string(fixture("pick_a_pic.json")).unwrap();
+    let Value::Object(mut columns) = serde_json::from_str(&text).unwrap() else { panic!("a table") };
+    assert_eq!(columns.len(), 20, "nineteen columns, and the rows of the mirror");
+    columns.shift_remove("mirror");
+    columns
+}
+
+#[test]
+fn every_column_of_a_pyarrow_file_is_read_exactly() {
+    let rows = pick_a_pic::load(fixture("pick_a_pic.parquet"), Split::Train, Columns::All).unwrap();
+    assert_eq!(rows.len(), 620);
+    for (column, values) in expected() {
+        for (row, value) in rows.iter().zip(values.as_array().unwrap()) {
+            assert_eq!(&told(row, &column), value, "{column} of {:?}", row.ranking_id);
+        }
+    }
+    for row in &rows {
+        for side in 0..2 {
+            let image = row.image(side, "pick_a_pic.parquet").unwrap();
+            assert_eq!((image.width(), image.height()), (4, 4));
+        }
+    }
+}
+
+#[test]
+fn a_mirror_with_other_types_gives_the_same_pairs() {
+    let text = std::fs::read_to_string(fixture("pick_a_pic.json")).unwrap();
+    let table: Value = serde_json::from_str(&text).unwrap();
+    let kept: Vec<usize> = table["mirror"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| table["ranking_id"].as_array().unwrap().iter().position(|other| other == id).unwrap())
+        .collect();
+    let rows = pick_a_pic::read(fixture("mirror.parquet"), Columns::All).unwrap();
+    assert_eq!(rows.len(), kept.len());
+    for column in ["caption", "label_0", "label_1", "user_id", "jpg_0", "jpg_1", "created_at"] {
+        for (row, &place) in rows.iter().zip(&kept) {
+            assert_eq!(told(row, column), table[column][place], "{column} of row {place}");
+        }
+    }
+    assert!(rows.iter().all(|row| row.ranking_id.is_none() && row.models == [None, None]));
+}
+
+#[test]
+fn a_file_that_this_build_cannot_unpack_says_how_to_write_it() {
+    let message = pick_a_pic::read(fixture("zstd.parquet"), Columns::All).unwrap_err().to_string();
+    assert!(message.contains("zstd.parquet: column \"caption\"") && message.contains("snappy"), "{message}");
+}
+
+#[test]
+fn files_of_another_shape_name_file_column_expected_and_found() {
+    let message = |name: &str| pick_a_pic::read(fixture(name), Columns::All).unwrap_err().to_string();
+    let cases: [(&str, &[&str]); 3] = [
+        ("missing.parquet", &["column \"jpg_0\" is missing (\"jpg0\" is near)", "got caption, jpg0, jpg_1"]),
+        ("wrong_type.parquet", &["column \"label_0\": expected numbers (DOUBLE), got BYTE_ARRAY (String)"]),
+        ("null.parquet", &["row 1, column \"caption\": expected a value, got an empty place (null)"]),
+    ];
+    for (name, parts) in cases {
+        let message = message(name);
+        assert!(message.contains(name) && parts.iter().all(|part| message.contains(part)), "{message}");
+    }
+}
