@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
-use crate::diffusion::{Sampler, SamplerConfig, Schedule, guide_batch};
+use crate::diffusion::{Sampler, SamplerConfig, Schedule, UnconditionalUser, guide_batch};
 use crate::error::{Error, Result};
 use crate::models::clip::{TextConfig, TextTower};
 use crate::models::latent_codec::{self, LatentCodec};
@@ -23,16 +23,6 @@ use crate::rng::stream;
 use crate::scenes::words;
 use crate::units::{GuidanceScale, Seed};
 use crate::weights::Weights;
-
-/// What the unconditional half of guidance knows of the user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum UnconditionalUser {
-    /// The same user: guidance strengthens the text alone.
-    Keep,
-    /// The zero user: guidance strengthens the user as well.
-    Drop,
-}
 
 /// How images are sampled.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -106,12 +96,20 @@ impl Base {
         })
     }
 
-    /// The keys and values of prompts for each attention block; there is no image, so its embedding is zero.
+    /// The conditioning tokens of prompts: (B, N, D).
     ///
     /// # Errors
     /// Where a prompt does not fit the text encoder.
-    pub fn text_key_values(&self, prompts: &[String]) -> Result<Vec<KeyValue>> {
-        text_key_values(&self.denoiser, &self.text, &self.tokenizer, prompts)
+    pub fn conditioning_tokens(&self, prompts: &[String]) -> Result<Tensor> {
+        conditioning_tokens(&self.denoiser, &self.text, &self.tokenizer, prompts)
+    }
+
+    /// Pictures to the latents that the denoiser is trained on: (B, 16, h, w).
+    ///
+    /// # Errors
+    /// Where the pictures differ in size, or the codec does not take it.
+    pub fn encode(&self, pictures: &[Image]) -> Result<Tensor> {
+        self.codec.encode(&picture_tensor(pictures)?)
     }
 
     /// Samples every request, in their order. `user` is the adapter and the user's vector; `done` hears of each
@@ -156,7 +154,7 @@ impl Base {
             // [conditional; unconditional], the order of diffusers.
             prompts.resize(2 * count, String::new());
         }
-        let text = self.text_key_values(&prompts)?;
+        let text = self.denoiser.key_values(&self.conditioning_tokens(&prompts)?)?;
         let user = branch.map(|branch| branch.expand(count, guided)).transpose()?;
 
         let config = self.denoiser.config();
@@ -228,24 +226,34 @@ impl UserBranch {
     }
 }
 
-/// The keys and values of prompts for each attention block; there is no image, so its embedding is zero.
+/// The conditioning tokens of prompts, (B, N, D); there is no image, so its embedding is zero.
 ///
 /// # Errors
 /// Where a prompt does not fit the text encoder.
-pub fn text_key_values(
+pub fn conditioning_tokens(
     denoiser: &StageC,
     text: &TextTower,
     tokenizer: &Tokenizer,
     prompts: &[String],
-) -> Result<Vec<KeyValue>> {
+) -> Result<Tensor> {
     let states = text.forward(&tokenizer.encode(prompts)?, true)?;
     let last = states.hidden_states.last().expect("a tower has at least its embeddings");
-    let image = Tensor::zeros(
-        (prompts.len(), 1, denoiser.config().clip_image_in_channels),
-        DType::F32,
-        last.device(),
-    )?;
-    denoiser.key_values(&denoiser.conditioning_tokens(last, &states.text_embeds.unsqueeze(1)?, &image)?)
+    let width = denoiser.config().clip_image_in_channels;
+    let image = Tensor::zeros((prompts.len(), 1, width), DType::F32, last.device())?;
+    denoiser.conditioning_tokens(last, &states.text_embeds.unsqueeze(1)?, &image)
+}
+
+/// Pictures as the codec takes them.
+///
+/// # Shapes
+/// (B, H, W, 3) in [−1, 1]; all pictures must have the first one's size.
+///
+/// # Errors
+/// Where the sizes differ.
+pub fn picture_tensor(pictures: &[Image]) -> Result<Tensor> {
+    let (width, height) = pictures.first().map_or((0, 0), |p| (p.width(), p.height()));
+    let data: Vec<f32> = pictures.iter().flat_map(|p| p.rgb()).map(|&v| f32::from(v) / 127.5 - 1.0).collect();
+    Ok(Tensor::from_vec(data, (pictures.len(), height, width, 3), &Device::Cpu)?)
 }
 
 /// Decoded pictures, (B, H, W, 3) in about [−1, 1], to bytes.

@@ -97,7 +97,7 @@ pub struct Step {
     pub margin: Option<f64>,
     /// The share of pairs whose margin is above zero.
     pub implicit_accuracy: Option<f64>,
-    /// One minus the mean slope of the sigmoid at the margins, scaled so that 0 is none and 1 is full saturation.
+    /// The share of pairs whose sigmoid lies outside [0.01, 0.99].
     pub saturation: Option<f64>,
     /// The policy's squared error on chosen images, less the reference's.
     pub error_chosen: Option<f64>,

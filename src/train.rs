@@ -114,6 +114,16 @@ impl ReferenceErrors {
     }
 }
 
+/// What all trainings of a study share.
+pub struct Bench<'a> {
+    /// The frozen base model.
+    pub base: &'a Base,
+    /// The pairs.
+    pub pairs: &'a Pairs,
+    /// What the base itself makes of them.
+    pub reference: &'a ReferenceErrors,
+}
+
 /// What one step measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
@@ -123,9 +133,9 @@ pub struct Step {
     pub loss: f64,
     /// The objective's view of the batch, where it has preferences.
     pub preference: Option<objective::PreferenceTrace>,
-    /// Mean error of the policy on chosen images.
+    /// The policy's mean error on chosen images, less the reference's where that is known.
     pub error_chosen: f64,
-    /// Mean error of the policy on rejected images, where they were predicted.
+    /// The same on rejected images, where they were predicted.
     pub error_rejected: Option<f64>,
     /// The gradient's norm before clipping.
     pub gradient_norm: f64,
@@ -178,25 +188,24 @@ struct Predicted {
 
 /// Fine-tunes an adapter; `observe` hears of each step and stops the work by answering false.
 ///
-/// Returns the trained parameters by name.
+/// Returns the adapter, whose parameters are variables still, and those parameters by name.
 ///
 /// # Errors
 /// [`Error::NonFinite`] where the loss or the gradient is not finite, [`Error::Spec`] where there is nothing to train on.
 pub fn fine_tune(
-    base: &Base,
-    pairs: &Pairs,
+    bench: &Bench,
     examples: &[Example],
     settings: &Settings,
     seed: Seed,
-    reference: &ReferenceErrors,
     workers: &Workers,
     observe: &mut dyn FnMut(Step) -> bool,
-) -> Result<BTreeMap<String, Tensor>> {
+) -> Result<(Adapter, BTreeMap<String, Tensor>)> {
+    let Bench { base, pairs, .. } = bench;
     if let Some(example) = examples.iter().find(|example| example.pair >= pairs.len()) {
+        let count = pairs.len();
         return Err(Error::Shape(format!(
-            "example of pair {}, but there are {} pairs",
-            example.pair,
-            pairs.len()
+            "an example is of pair {}, but there are {count} pairs",
+            example.pair
         )));
     }
     if examples.is_empty() {
@@ -213,9 +222,7 @@ pub fn fine_tune(
         let batch: Vec<Visit> = (0..settings.pairs_per_step).map(|_| visits.next()).collect();
         let micro_batches: Vec<&[Visit]> = batch.chunks(MICRO_BATCH).collect();
         let predicted = workers
-            .map(&micro_batches, |_, visits| {
-                predict(base, &adapter, pairs, visits, settings, seed, reference)
-            })
+            .map(&micro_batches, |_, visits| predict(bench, &adapter, visits, settings, seed))
             .into_iter()
             .collect::<Result<Vec<_>>>()?;
         let errors = gather(&predicted, settings.objective.needs())?;
@@ -234,13 +241,14 @@ pub fn fine_tune(
         let warmup = ((step + 1) as f64 / settings.warmup_steps.max(1) as f64).min(1.0);
         let learning_rate = settings.learning_rate * warmup;
         optimiser.step(&grads, learning_rate)?;
-        let mean = |errors: &[f64]| errors.iter().sum::<f64>() / errors.len() as f64;
+        let mean = |errors: &[f64]| errors.iter().sum::<f64>() / errors.len().max(1) as f64;
         let go_on = observe(Step {
             step: step + 1,
             loss: loss.value,
             preference: loss.preference,
-            error_chosen: mean(&errors.policy_chosen),
-            error_rejected: (!errors.policy_rejected.is_empty()).then(|| mean(&errors.policy_rejected)),
+            error_chosen: mean(&errors.policy_chosen) - mean(&errors.reference_chosen),
+            error_rejected: (!errors.policy_rejected.is_empty())
+                .then(|| mean(&errors.policy_rejected) - mean(&errors.reference_rejected)),
             gradient_norm,
             learning_rate,
         });
@@ -248,7 +256,7 @@ pub fn fine_tune(
             break;
         }
     }
-    Ok(trainable.tensors())
+    Ok((adapter, trainable.tensors()))
 }
 
 fn finite(what: &str, value: f64, step: usize) -> Result<()> {
@@ -257,14 +265,13 @@ fn finite(what: &str, value: f64, step: usize) -> Result<()> {
 
 /// Errors of one micro-batch under the policy, and under the reference where no method has asked before.
 fn predict(
-    base: &Base,
+    bench: &Bench,
     adapter: &Adapter,
-    pairs: &Pairs,
     visits: &[Visit],
     settings: &Settings,
     seed: Seed,
-    reference: &ReferenceErrors,
 ) -> Result<Predicted> {
+    let Bench { base, pairs, reference } = bench;
     let needs = settings.objective.needs();
     let count = visits.len();
     let images = if needs.rejected { 2 } else { 1 };

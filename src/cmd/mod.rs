@@ -4,6 +4,7 @@
 //! (`--strict`, `verify`): done, but something does not hold. Results go to standard output, everything else to
 //! standard error. Only this module and `main.rs` print.
 
+mod cell;
 mod clean;
 mod reproduce;
 mod terminal;

@@ -2,11 +2,11 @@
 
 use serde_json::json;
 
+use super::cell::Laboratory;
 use super::{Global, Verdict, progress, terminal};
 use crate::error::Error;
 use crate::launch::{Session, local, local::Outcome};
-use crate::progress::Progress;
-use crate::spec::{Cell, Estimate, Plan, Spec, library};
+use crate::spec::{Estimate, Plan, Spec, library};
 
 /// What the two commands take besides the options of every command.
 #[derive(Debug, clap::Args)]
@@ -148,14 +148,10 @@ fn print_columns<const N: usize>(lines: &[[String; N]]) {
 fn execute(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
     let progress = progress(global)?;
     let session = Session::begin(plan, global.threads(), global.device.name())?;
-    let outcome = local::run(plan, &session, &progress, run_cell)?;
+    let laboratory = Laboratory::new(plan, &session)?;
+    let outcome = local::run(plan, &session, &progress, |cell, progress| laboratory.run(cell, progress))?;
     drop(progress);
     finish(plan, &outcome, global)
-}
-
-/// Trains, samples and scores one cell.
-fn run_cell(_: &Cell, _: &Progress) -> anyhow::Result<()> {
-    anyhow::bail!("this build plans cells and cannot train them yet")
 }
 
 /// Reports how a run ended.

@@ -67,6 +67,12 @@ impl Scores {
         self.values.first().map_or(0, Vec::len)
     }
 
+    /// The scores of the first `count` pairs.
+    pub fn truncated(mut self, count: usize) -> Self {
+        self.values.iter_mut().for_each(|values| values.truncate(count));
+        self
+    }
+
     /// Whether nothing is scored.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

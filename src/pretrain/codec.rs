@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::trainer::{Optimisation, Step, Trainer};
 use crate::error::Result;
+use crate::generate::picture_tensor;
 use crate::models::latent_codec::{self, LatentCodec};
 use crate::pixels::Image;
 use crate::rng::stream;
@@ -30,19 +31,6 @@ pub struct CodecConfig {
 
 /// How often the codec sees one, two and three objects.
 const OBJECTS: ObjectWeights = [0.4, 0.3, 0.3];
-
-/// Pictures as the networks take them.
-///
-/// # Shapes
-/// (B, H, W, 3) in [−1, 1]; all pictures must have the first one's size.
-///
-/// # Errors
-/// Where the sizes differ.
-pub fn picture_tensor(pictures: &[Image]) -> Result<Tensor> {
-    let (width, height) = pictures.first().map_or((0, 0), |p| (p.width(), p.height()));
-    let data: Vec<f32> = pictures.iter().flat_map(|p| p.rgb()).map(|&v| f32::from(v) / 127.5 - 1.0).collect();
-    Ok(Tensor::from_vec(data, (pictures.len(), height, width, 3), &Device::Cpu)?)
-}
 
 /// A rendered training scene; `index` chooses it.
 pub(super) fn training_picture(

@@ -9,11 +9,11 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::codec::{picture_tensor, training_picture};
+use super::codec::training_picture;
 use super::trainer::{Optimisation, Step, Trainer};
 use crate::diffusion::{Schedule, per_sample_error};
 use crate::error::Result;
-use crate::generate::text_key_values;
+use crate::generate::{conditioning_tokens, picture_tensor};
 use crate::models::clip::{TextConfig, TextTower};
 use crate::models::latent_codec::LatentCodec;
 use crate::models::stage_c::{self, StageC};
@@ -80,7 +80,8 @@ impl Parts {
         let latents = self.codec.encode(&picture_tensor(&pictures)?)?;
         let noise = Tensor::from_vec(draw.normals(latents.elem_count()), latents.shape(), latents.device())?;
         let noised = self.schedule.add_noise(&latents, &noise, &timesteps)?;
-        let key_values = text_key_values(&self.denoiser, &self.text, &self.tokenizer, &captions)?;
+        let tokens = conditioning_tokens(&self.denoiser, &self.text, &self.tokenizer, &captions)?;
+        let key_values = self.denoiser.key_values(&tokens)?;
         let r: Vec<f32> = timesteps.iter().map(|t| t.get() as f32).collect();
         let r = Tensor::from_vec(r, count, latents.device())?;
         let pred = self.denoiser.forward(&noised, &r, &key_values, None)?;

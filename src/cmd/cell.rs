@@ -1,0 +1,379 @@
+//! One cell from its plan to its record: train the adapter or find it, sample, score, append.
+
+use std::cell::OnceCell;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use candle_core::{Device, Tensor};
+
+use crate::adapter::{self, Adapter};
+use crate::checkpoint::{open_adapter, save_adapter};
+use crate::data::labels::{self, comparisons};
+use crate::data::prompts::{self, Prompt};
+use crate::data::{Preference, Split, pick_a_pic, scores};
+use crate::diffusion::SamplerConfig;
+use crate::error::{Error, Result};
+use crate::evaluate::Scorers;
+use crate::generate::{Base, Request, Sampling};
+use crate::launch::Session;
+use crate::nn::workers::Workers;
+use crate::pixels::Image;
+use crate::progress::Progress;
+use crate::record::{Key, Recorder, Row, Step, read_trace, write_trace};
+
+use crate::spec::{Cell, Condition, Conditioning, Labels, Plan, Profile};
+use crate::train::{self, Bench, Example, Pairs, ReferenceErrors};
+
+/// What the cells of one run share, each opened when the first cell needs it.
+pub(super) struct Laboratory<'a> {
+    plan: &'a Plan,
+    session: &'a Session,
+    workers: Workers,
+    base: OnceCell<Base>,
+    scorers: OnceCell<Scorers>,
+    prompts: OnceCell<Vec<Prompt>>,
+    preferences: OnceCell<(Vec<Preference>, scores::Scores)>,
+    pairs: OnceCell<Pairs>,
+    reference: ReferenceErrors,
+}
+
+/// Images between two writes to the record: what a kill loses at most.
+const CHUNK: usize = 64;
+
+impl<'a> Laboratory<'a> {
+    pub(super) fn new(plan: &'a Plan, session: &'a Session) -> Result<Self> {
+        Ok(Self {
+            plan,
+            session,
+            workers: Workers::new(session.threads)?,
+            base: OnceCell::new(),
+            scorers: OnceCell::new(),
+            prompts: OnceCell::new(),
+            preferences: OnceCell::new(),
+            pairs: OnceCell::new(),
+            reference: ReferenceErrors::default(),
+        })
+    }
+
+    /// Trains, samples and scores one cell; leaves its complete record.
+    pub(super) fn run(&self, cell: &Cell, progress: &Progress) -> anyhow::Result<()> {
+        let header = cell.header(
+            self.plan,
+            &self.session.provenance,
+            self.session.binary.as_ref(),
+            &self.plan.spec.scores(),
+        );
+        let mut recorder = Recorder::open(&cell.folder, header)?;
+        let adapter = match &cell.train_key {
+            None => None,
+            Some(key) => {
+                let begun = Instant::now();
+                let (adapter, trace) = self.adapter(cell, key, progress)?;
+                recorder.write_trace(&trace)?;
+                recorder.add_seconds("train", begun.elapsed().as_secs_f64());
+                Some(adapter)
+            }
+        };
+        for condition in &cell.method.conditions {
+            self.evaluate(cell, condition, adapter.as_ref(), &mut recorder, progress)?;
+        }
+        recorder.finish()?;
+        Ok(())
+    }
+
+    /// The cell's adapter, from the cache or trained now, with its trace.
+    fn adapter(&self, cell: &Cell, key: &str, progress: &Progress) -> Result<(Adapter, Vec<Step>)> {
+        let folder = self.plan.places.training(key);
+        let path = folder.join("adapter.safetensors");
+        let blocks = self.base()?.denoiser.config().attention_blocks();
+        if !path.exists() {
+            std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+            let mut trace = Vec::new();
+            let (adapter, tensors) = self.train(cell, &mut trace, progress)?;
+            write_trace(&folder, &trace)?;
+            let notes = BTreeMap::from([("training".to_owned(), cell.config["training"].to_string())]);
+            save_adapter(&path, &adapter, &tensors, &notes)?;
+        }
+        Ok((open_adapter(&path, &blocks, &Device::Cpu)?, read_trace(&folder)?))
+    }
+
+    fn train(
+        &self,
+        cell: &Cell,
+        trace: &mut Vec<Step>,
+        progress: &Progress,
+    ) -> Result<(Adapter, BTreeMap<String, Tensor>)> {
+        let settings = self.settings(cell)?;
+        let examples = self.examples(cell)?;
+        let bench = Bench { base: self.base()?, pairs: self.pairs()?, reference: &self.reference };
+        progress.begin("train", settings.steps);
+        let mut observe = |step: train::Step| {
+            trace.push(Step {
+                step: step.step as u64 - 1,
+                loss: step.loss,
+                margin: step.preference.map(|p| p.margin),
+                implicit_accuracy: step.preference.map(|p| p.implicit_accuracy),
+                saturation: step.preference.map(|p| p.saturation),
+                error_chosen: Some(step.error_chosen),
+                error_rejected: step.error_rejected,
+                gradient_norm: step.gradient_norm,
+                learning_rate: step.learning_rate,
+            });
+            progress.advance(1);
+            !progress.stopping()
+        };
+        let trained =
+            train::fine_tune(&bench, &examples, &settings, cell.train_seed, &self.workers, &mut observe)?;
+        progress.check()?;
+        Ok(trained)
+    }
+
+    fn settings(&self, cell: &Cell) -> Result<train::Settings> {
+        let method = &cell.method;
+        let objective = method.objective.ok_or_else(|| {
+            Error::Spec(format!("methods.{}: has a training but no objective", method.name))
+        })?;
+        let train = &method.train;
+        Ok(train::Settings {
+            objective,
+            adapter: adapter::Config {
+                user_width: match method.conditioning {
+                    Conditioning::OneHot => self.plan.spec.rewards.users.len(),
+                    Conditioning::None | Conditioning::Constant => 1,
+                },
+                num_tokens: method.adapter.user_tokens,
+                token_width: method.adapter.token_width,
+                projector_bias: method.adapter.projector_bias,
+                projector_std: 1.0,
+            },
+            steps: train.steps,
+            pairs_per_step: train.pairs_per_step,
+            learning_rate: train.learning_rate,
+            warmup_steps: train.warmup_steps,
+            weight_decay: train.weight_decay,
+            max_grad_norm: train.max_grad_norm,
+            text_dropout: train.text_dropout,
+            user_dropout: train.user_dropout,
+        })
+    }
+
+    /// Who prefers what, with the vector that the user branch is told.
+    fn examples(&self, cell: &Cell) -> Result<Vec<Example>> {
+        let (preferences, scores) = self.preferences()?;
+        let method = &cell.method;
+        let labels = method
+            .labels
+            .as_ref()
+            .ok_or_else(|| Error::Spec(format!("methods.{}: has an objective but no labels", method.name)))?;
+        let chosen =
+            comparisons(&source(labels), preferences, scores, method.train.gap_filter, cell.train_seed)?;
+        let users = &self.plan.spec.rewards.users;
+        chosen
+            .items
+            .iter()
+            .map(|item| {
+                let user = match (method.conditioning, item.user) {
+                    (Conditioning::OneHot, Some(user)) => {
+                        let condition = Condition::user(labels.rewards()[user].clone());
+                        condition.weights(users)?.iter().map(|&w| w as f32).collect()
+                    }
+                    _ => CONSTANT_USER.to_vec(),
+                };
+                Ok(Example { pair: item.pair, second_chosen: item.chosen == 1, user })
+            })
+            .collect()
+    }
+
+    /// Makes and scores what the record lacks of one condition.
+    fn evaluate(
+        &self,
+        cell: &Cell,
+        condition: &Condition,
+        adapter: Option<&Adapter>,
+        recorder: &mut Recorder,
+        progress: &Progress,
+    ) -> anyhow::Result<()> {
+        let spec = &self.plan.spec;
+        let (method, name) = (&cell.method, condition.to_string());
+        let vector: Vec<f32> = match method.conditioning {
+            Conditioning::OneHot => {
+                condition.weights(&spec.rewards.users)?.iter().map(|&w| w as f32).collect()
+            }
+            Conditioning::None | Conditioning::Constant => CONSTANT_USER.to_vec(),
+        };
+        let sampling = Sampling {
+            sampler: SamplerConfig { num_steps: spec.sample.num_steps, x0_clamp: spec.sample.x0_clamp },
+            guidance_scale: spec.sample.guidance_scale,
+            unconditional_user: spec.sample.unconditional_user,
+        };
+        let key = |request: &Request| {
+            let (prompt, seed) = (request.index as u32, request.seed.get());
+            Key::new(&method.name, &name, cell.train_seed.get(), prompt, seed)
+        };
+        let prompts = &self.prompts()?[..spec.data.num_prompts];
+        let missing: Vec<Request> = spec
+            .data
+            .noise_seeds
+            .get()
+            .iter()
+            .flat_map(|&seed| {
+                prompts.iter().enumerate().map(move |(index, prompt)| Request {
+                    prompt: prompt.prompt.clone(),
+                    index: index as u64,
+                    seed,
+                })
+            })
+            .filter(|request| !recorder.has(&key(request)))
+            .collect();
+        progress.begin(&format!("sample {name}"), missing.len());
+        for chunk in missing.chunks(CHUNK) {
+            let begun = Instant::now();
+            let user = adapter.map(|adapter| (adapter, vector.as_slice()));
+            let images = self.base()?.sample(chunk, &sampling, user, &self.workers, &|count| {
+                progress.advance(count);
+                !progress.stopping()
+            })?;
+            progress.check()?;
+            recorder.add_seconds("sample", begun.elapsed().as_secs_f64());
+            let begun = Instant::now();
+            let asked: Vec<String> = chunk.iter().map(|request| request.prompt.clone()).collect();
+            let scored = self.scorers()?.score(&images, &asked, &self.workers)?;
+            for (request, scores) in chunk.iter().zip(scored) {
+                recorder.append(&Row {
+                    method: method.name.clone(),
+                    condition: name.clone(),
+                    train_seed: cell.train_seed.get(),
+                    prompt: request.index as u32,
+                    noise_seed: request.seed.get(),
+                    scores,
+                    failure: None,
+                })?;
+            }
+            recorder.add_seconds("score", begun.elapsed().as_secs_f64());
+        }
+        Ok(())
+    }
+
+    fn base(&self) -> Result<&Base> {
+        get_or_open(&self.base, || {
+            let path = self.weights("denoiser")?;
+            Base::open(path.parent().unwrap_or(&path))
+        })
+    }
+
+    fn scorers(&self) -> Result<&Scorers> {
+        get_or_open(&self.scorers, || {
+            let spec = &self.plan.spec;
+            let measured = &spec.profile.measured;
+            let rewards = spec.scores().into_iter().filter(|name| !measured.contains(name));
+            let rewards = rewards
+                .map(|name| {
+                    let path = self.weights(&name)?;
+                    Ok((name, path))
+                })
+                .collect::<Result<Vec<_>>>()?;
+            Scorers::open(&rewards, measured)
+        })
+    }
+
+    fn weights(&self, name: &str) -> Result<std::path::PathBuf> {
+        let profile: &Profile = &self.plan.spec.profile;
+        self.plan.weights(name).ok_or_else(|| {
+            Error::Spec(format!("profile {}: no weights for `{name}` in [weights]", profile.name))
+        })
+    }
+
+    fn data(&self, name: &str) -> Result<std::path::PathBuf> {
+        let profile: &Profile = &self.plan.spec.profile;
+        self.plan
+            .data(name)
+            .ok_or_else(|| Error::Spec(format!("profile {}: no file for `{name}` in [data]", profile.name)))
+    }
+
+    fn prompts(&self) -> Result<&Vec<Prompt>> {
+        get_or_open(&self.prompts, || {
+            let data = &self.plan.spec.data;
+            let path = self.data(data.prompts.name())?;
+            let prompts = prompts::read(&path)?.prompts;
+            if prompts.len() < data.num_prompts {
+                return Err(Error::data(
+                    &path,
+                    format!(
+                        "holds {} prompts, data.num_prompts asks for {}",
+                        prompts.len(),
+                        data.num_prompts
+                    ),
+                ));
+            }
+            Ok(prompts)
+        })
+    }
+
+    fn preferences(&self) -> Result<&(Vec<Preference>, scores::Scores)> {
+        get_or_open(&self.preferences, || {
+            let path = self.data("pairs")?;
+            let mut preferences = pick_a_pic::load(&path, Split::Train, pick_a_pic::Columns::All)?;
+            let mut scores = scores::read(path.with_extension("scores.csv"), &preferences)?;
+            if let Some(most) = self.plan.spec.data.pairs.filter(|&most| most < preferences.len()) {
+                preferences.truncate(most);
+                scores = scores.truncated(most);
+            }
+            Ok((preferences, scores))
+        })
+    }
+
+    /// All pairs as the denoiser sees them.
+    fn pairs(&self) -> Result<&Pairs> {
+        get_or_open(&self.pairs, || {
+            let (preferences, _) = self.preferences()?;
+            let base = self.base()?;
+            let origin = self.data("pairs")?;
+            let batches: Vec<&[Preference]> = preferences.chunks(ENCODED_AT_ONCE).collect();
+            let encoded = self.workers.map(&batches, |_, batch| -> Result<(Tensor, Tensor)> {
+                let images = batch
+                    .iter()
+                    .flat_map(|pair| [pair.image(0, &origin), pair.image(1, &origin)])
+                    .collect::<Result<Vec<Image>>>()?;
+                let latents = base.encode(&images)?;
+                let (_, channels, height, width) = latents.dims4()?;
+                let latents = latents.reshape((batch.len(), 2, channels, height, width))?;
+                let captions: Vec<String> = batch.iter().map(|pair| pair.caption.clone()).collect();
+                Ok((latents, base.conditioning_tokens(&captions)?))
+            });
+            let (latents, tokens): (Vec<_>, Vec<_>) =
+                encoded.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
+            Ok(Pairs {
+                latents: Tensor::cat(&latents, 0)?,
+                tokens: Tensor::cat(&tokens, 0)?,
+                empty: base.conditioning_tokens(&[String::new()])?,
+            })
+        })
+    }
+}
+
+/// Pairs that one worker encodes at a time.
+const ENCODED_AT_ONCE: usize = 16;
+
+/// The user of methods without users: one constant that is not zero, for a zero user is the base and trains nothing.
+const CONSTANT_USER: [f32; 1] = [1.0];
+
+/// The value of a cell, opened where this is the first call.
+fn get_or_open<T>(cell: &OnceCell<T>, open: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(value) = cell.get() {
+        return Ok(value);
+    }
+    let value = open()?;
+    Ok(cell.get_or_init(|| value))
+}
+
+/// A method's labels as the data's own type.
+fn source(labels: &Labels) -> labels::Labels {
+    let rewards = labels.rewards().to_vec();
+    match labels {
+        Labels::Raw => labels::Labels::Raw,
+        Labels::Reward { .. } => labels::Labels::Reward { rewards },
+        Labels::Pooled { .. } => labels::Labels::Pooled { rewards },
+        Labels::ShuffledLabels { .. } => labels::Labels::ShuffledLabels { rewards },
+        Labels::ShuffledUsers { .. } => labels::Labels::ShuffledUsers { rewards },
+    }
+}
