@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 
 /// Whoever watches work being done.
 pub trait Observer: Send + Sync {
+    /// Work on something with a name of its own begins, such as one cell of a plan; phases follow.
+    fn enter(&self, name: &str);
     /// A phase of `total` units begins; it replaces the one before it.
     fn begin(&self, phase: &str, total: u64);
     /// `units` more are done.
@@ -22,6 +24,7 @@ pub trait Observer: Send + Sync {
 struct Nobody;
 
 impl Observer for Nobody {
+    fn enter(&self, _: &str) {}
     fn begin(&self, _: &str, _: u64) {}
     fn advance(&self, _: u64) {}
     fn note(&self, _: &str) {}
@@ -43,6 +46,11 @@ impl Progress {
     /// A handle that nobody watches and nobody stops: for tests and for callers that do not care.
     pub fn silent() -> Self {
         Self::new(Arc::default(), Arc::new(Nobody))
+    }
+
+    /// Says what the phases that follow belong to.
+    pub fn enter(&self, name: &str) {
+        self.observer.enter(name);
     }
 
     /// Begins a phase, such as `train`, of `total` units.

@@ -1,1 +1,218 @@
-//! The command line.
+//! The command line: parses, calls one function of a lower floor, prints, and chooses the exit code.
+//!
+//! Exit codes: 0 done; 1 failed or stopped; 2 bad usage or a bad experiment file; 3 only where asked to judge
+//! (`--strict`, `verify`): done, but something does not hold. Results go to standard output, everything else to
+//! standard error. Only this module and `main.rs` print.
+
+mod clean;
+mod reproduce;
+mod terminal;
+mod verify;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use crate::error::Error;
+use crate::progress::Progress;
+use crate::spec::{Places, Request, Seeds};
+
+/// A reproducible research harness for Personalized Preference Fine-tuning of diffusion models.
+#[derive(Debug, Parser)]
+#[command(name = "ppd", version, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    global: Global,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ppd reproduce table1                        train, sample and score every method of Table 1, then render it
+  ppd reproduce table1 --quick                the same path in under a minute, with numbers that mean nothing
+  ppd reproduce table1 --dry-run              what would run, what is cached, how long it takes
+  ppd reproduce table1 --seeds 5              training seeds 0 to 4 (`--seeds 3,5` for these two)
+  ppd reproduce table1 --set methods.ppd.objective.beta=0.2
+  ppd sweep beta                              PPD over β and learning rate, on validation prompts
+  ppd verify                                  check every record against the digest it was sealed with
+  ppd clean --dry-run                         what could be freed
+
+An interrupted command goes on where it stopped when it is given again.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a study: train, sample and score what is missing, then render its tables and figures
+    Reproduce(reproduce::Arguments),
+    /// Run a study that varies one method over a grid
+    Sweep(reproduce::Arguments),
+    /// Check records: read every row, and compare each record with the digest it was sealed with
+    Verify(verify::Arguments),
+    /// Show what can be made again, with sizes, and remove it
+    Clean(clean::Arguments),
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+struct Global {
+    /// Weights, data and sizes to run on: a name in experiments/profiles, or a path that ends in .toml
+    #[arg(long, global = true, default_value = "desk", value_name = "NAME")]
+    profile: String,
+    /// Change a setting, for example `train.steps=100` or `methods.ppd.objective.beta=0.2`; may be repeated
+    #[arg(long = "set", global = true, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Training seeds: `5` is 0 to 4, `3,5` is these two [default: the study's]
+    #[arg(long, global = true, value_name = "N|LIST")]
+    seeds: Option<Seeds>,
+    /// Where to compute: `cpu`, or `auto` for the best device that this build can use
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    device: Device,
+    /// Worker threads [default: all cores]
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Folder of records
+    #[arg(long, global = true, default_value = "results", value_name = "DIR")]
+    results: PathBuf,
+    /// Folder of figures
+    #[arg(long, global = true, default_value = "figures", value_name = "DIR")]
+    figures: PathBuf,
+    /// Folder of weights and data that the project ships
+    #[arg(long, global = true, default_value = "assets", value_name = "DIR")]
+    assets: PathBuf,
+    /// Folder of what can be made again, such as trained adapters
+    #[arg(long, global = true, default_value = "cache", value_name = "DIR")]
+    cache: PathBuf,
+    /// Show what would be done, and do nothing
+    #[arg(long, global = true)]
+    dry_run: bool,
+    /// A smoke run with tiny sizes, kept apart from real records
+    #[arg(long, global = true)]
+    quick: bool,
+    /// Print results as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    /// Exit with 3 where a claim does not hold or a cell failed
+    #[arg(long, global = true)]
+    strict: bool,
+    /// Print results and errors only
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    /// No colours (also by the environment's NO_COLOR)
+    #[arg(long, global = true, action = ArgAction::SetTrue)]
+    no_color: bool,
+}
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Device;
+
+impl std::str::FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "cpu" | "auto" => Ok(Self),
+            cuda if cuda.split(':').next() == Some("cuda") => {
+                Err("this build computes on the CPU only; expected cpu or auto".into())
+            }
+            _ => Err("expected cpu or auto".into()),
+        }
+    }
+}
+
+impl Device {
+    /// The name that records carry.
+    fn name(self) -> &'static str {
+        "cpu"
+    }
+}
+
+impl Global {
+    fn request(&self, study: &str) -> Request {
+        Request {
+            study: study.to_owned(),
+            profile: self.profile.clone(),
+            quick: self.quick,
+            set: self.set.clone(),
+            seeds: self.seeds.clone(),
+            experiments: "experiments".into(),
+        }
+    }
+
+    fn places(&self) -> Places {
+        Places {
+            results: self.results.clone(),
+            figures: self.figures.clone(),
+            cache: self.cache.clone(),
+            assets: self.assets.clone(),
+        }
+    }
+
+    fn threads(&self) -> usize {
+        self.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from)
+    }
+}
+
+/// How a command that did not fail ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    /// Done.
+    Done,
+    /// Done, but something does not hold, and somebody asked.
+    DoesNotHold,
+}
+
+/// Parses the command line, runs the command, and reports how it ended.
+pub fn main() -> ExitCode {
+    let plain = std::env::args().any(|argument| argument == "--no-color");
+    let mut command = Cli::command();
+    if plain {
+        command = command.color(clap::ColorChoice::Never);
+    }
+    let cli = command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match cli {
+        Ok(cli) => cli,
+        Err(message) => {
+            let _ = message.print();
+            return ExitCode::from(u8::try_from(message.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(&cli) {
+        Ok(Verdict::Done) => ExitCode::SUCCESS,
+        Ok(Verdict::DoesNotHold) => ExitCode::from(3),
+        Err(error) => {
+            terminal::print_error(&error, cli.global.no_color);
+            let usage = error.chain().any(|cause| matches!(cause.downcast_ref(), Some(Error::Spec(_))));
+            ExitCode::from(if usage { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<Verdict> {
+    let global = &cli.global;
+    // A second pool cannot be built: the first one that asks decides, and here nobody asked before.
+    rayon::ThreadPoolBuilder::new().num_threads(global.threads()).build_global()?;
+    match &cli.command {
+        Command::Reproduce(arguments) => reproduce::run(arguments, global, reproduce::Kind::Study),
+        Command::Sweep(arguments) => reproduce::run(arguments, global, reproduce::Kind::Sweep),
+        Command::Verify(arguments) => verify::run(arguments, global),
+        Command::Clean(arguments) => clean::run(arguments, global),
+    }
+}
+
+/// A handle that shows progress and stops at Ctrl-C; a second Ctrl-C ends the program at once.
+fn progress(global: &Global) -> anyhow::Result<Progress> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let asked = stop.clone();
+    ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            std::process::exit(1);
+        }
+        eprintln!("\nstopping at the next clean place; press Ctrl-C again to stop at once");
+    })?;
+    Ok(Progress::new(stop, terminal::observer(global.quiet, global.no_color)))
+}

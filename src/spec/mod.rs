@@ -434,4 +434,4 @@ fn raw_points<'a>(sweep: Option<&Node<'a>>) -> Vec<Vec<(String, Node<'a>)>> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -115,7 +115,7 @@ pub struct Plan {
     pub places: Places,
     /// The folder that holds the records: `results/<study>/<profile>`.
     pub folder: PathBuf,
-    /// The cells, methods in the file's order, seeds within.
+    /// The cells: seed by seed, in each the methods in the file's order.
     pub cells: Vec<Cell>,
 }
 
@@ -193,10 +193,15 @@ impl Spec {
         problems.finish()?;
         let folder = self.folder(&places.results);
         let mut cells = Vec::new();
-        for method in &self.methods {
-            let once = [Seed::new(0)];
-            let seeds = if method.objective.is_some() { self.seeds.get() } else { &once };
-            cells.extend(seeds.iter().map(|&seed| self.cell(method, seed, &digests, &folder)));
+        // A seed's methods stand together, so that a run that is stopped early has whole tables.
+        for (index, &seed) in self.seeds.get().iter().enumerate() {
+            for method in &self.methods {
+                match &method.objective {
+                    Some(_) => cells.push(self.cell(method, seed, &digests, &folder)),
+                    None if index == 0 => cells.push(self.cell(method, Seed::new(0), &digests, &folder)),
+                    None => {}
+                }
+            }
         }
         let plan = Plan { spec: self.clone(), places: places.clone(), folder, cells };
         let needed = plan.estimate()?.bytes;

@@ -28,7 +28,7 @@ fn places(root: &Path) -> Places {
 }
 
 /// Assets of the right names: weight files without tensors, data of one line.
-fn with_assets() -> tempfile::TempDir {
+pub(crate) fn with_assets() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     let spec = Spec::load(&request("table1", &[])).unwrap();
     let empty = safetensors::serialize(std::iter::empty::<(String, safetensors::tensor::TensorView)>(), None)
@@ -43,7 +43,7 @@ fn with_assets() -> tempfile::TempDir {
     root
 }
 
-fn plan(root: &Path, study: &str, set: &[&str]) -> Plan {
+pub(crate) fn plan(root: &Path, study: &str, set: &[&str]) -> Plan {
     Spec::load(&request(study, set)).unwrap().resolve(&places(root)).unwrap()
 }
 

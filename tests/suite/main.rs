@@ -1,8 +1,10 @@
 //! The integration suite: one binary, one module for each floor's oracles and families.
 
 mod adamw;
+mod cli;
 mod clip;
 mod diffusion;
+mod house;
 mod objective;
 mod ppd_step;
 mod reward;

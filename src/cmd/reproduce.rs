@@ -1,0 +1,194 @@
+//! `ppd reproduce STUDY` and `ppd sweep STUDY`.
+
+use serde_json::json;
+
+use super::{Global, Verdict, progress, terminal};
+use crate::error::Error;
+use crate::launch::{Session, local, local::Outcome};
+use crate::progress::Progress;
+use crate::spec::{Cell, Estimate, Plan, Spec, library};
+
+/// What the two commands take besides the options of every command.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The study: a name in experiments/, or a path that ends in .toml
+    #[arg(value_name = "STUDY")]
+    study: String,
+}
+
+/// Which of the two commands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// `reproduce`: any study.
+    Study,
+    /// `sweep`: a study with a `[sweep]`.
+    Sweep,
+}
+
+pub(super) fn run(arguments: &Arguments, global: &Global, kind: Kind) -> anyhow::Result<Verdict> {
+    let spec = Spec::load(&global.request(&arguments.study))?;
+    if kind == Kind::Sweep && spec.sweep.is_none() {
+        let known = library::experiments("experiments".as_ref());
+        let sweeps = known
+            .iter()
+            .filter(|name| Spec::load(&global.request(name)).is_ok_and(|spec| spec.sweep.is_some()));
+        return Err(Error::Spec(format!(
+            "study `{}` has no [sweep], expected one of {}; for other studies there is `ppd reproduce {}`",
+            spec.name,
+            sweeps.cloned().collect::<Vec<_>>().join(", "),
+            spec.name
+        ))
+        .into());
+    }
+    let plan = spec.resolve(&global.places())?;
+    if global.dry_run {
+        return show(&plan, global);
+    }
+    execute(&plan, global)
+}
+
+/// Prints the plan: what is complete, what is cached, what it would take.
+fn show(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
+    let estimate = plan.estimate()?;
+    if global.json {
+        println!("{}", serde_json::to_string_pretty(&as_json(plan, &estimate, global)?)?);
+        return Ok(Verdict::Done);
+    }
+    println!("{} · {} · profile {}", plan.spec.name, plan.spec.title, plan.spec.label);
+    println!("records in {}", plan.folder.display());
+    println!();
+    let mut lines = vec![["method", "seed", "users", "training", "rows", "state"].map(str::to_owned)];
+    for cell in &plan.cells {
+        let done = cell.rows_done()?;
+        lines.push([
+            cell.method.name.clone(),
+            cell.train_seed.get().to_string(),
+            cell.method.conditions.len().to_string(),
+            training_state(plan, cell.train_key.as_deref()),
+            cell.rows.to_string(),
+            match (cell.is_complete(), done) {
+                (true, _) => "complete".into(),
+                (false, 0) => "to do".into(),
+                (false, done) => format!("{done} done"),
+            },
+        ]);
+    }
+    print_columns(&lines);
+    println!();
+    let complete = plan.cells.len() - plan.pending().len();
+    println!("{} cells, {complete} complete", plan.cells.len());
+    println!(
+        "{} trainings, {} images, about {}",
+        estimate.trainings,
+        estimate.images,
+        terminal::size(estimate.bytes)
+    );
+    match estimate.core_seconds {
+        Some(seconds) => println!(
+            "about {} on {} threads",
+            terminal::duration(seconds / global.threads() as f64),
+            global.threads()
+        ),
+        None => println!("time unknown: profile {} states no cost", plan.spec.profile.name),
+    }
+    Ok(Verdict::Done)
+}
+
+fn training_state(plan: &Plan, key: Option<&str>) -> String {
+    match key {
+        None => "none".into(),
+        Some(key) if plan.places.training(key).exists() => format!("{} cached", &key[..8]),
+        Some(key) => key[..8].to_owned(),
+    }
+}
+
+fn as_json(plan: &Plan, estimate: &Estimate, global: &Global) -> anyhow::Result<serde_json::Value> {
+    let mut cells = Vec::new();
+    for cell in &plan.cells {
+        cells.push(json!({
+            "id": cell.id,
+            "method": cell.method.name,
+            "train_seed": cell.train_seed,
+            "train_key": cell.train_key,
+            "rows": cell.rows,
+            "rows_done": cell.rows_done()?,
+            "complete": cell.is_complete(),
+        }));
+    }
+    Ok(json!({
+        "study": plan.spec.name,
+        "profile": plan.spec.label,
+        "folder": plan.folder,
+        "cells": cells,
+        "estimate": {
+            "trainings": estimate.trainings,
+            "images": estimate.images,
+            "bytes": estimate.bytes,
+            "seconds": estimate.core_seconds.map(|seconds| seconds / global.threads() as f64),
+        },
+    }))
+}
+
+/// Prints lines of columns, each as wide as its widest cell.
+fn print_columns<const N: usize>(lines: &[[String; N]]) {
+    let mut widths = [0; N];
+    for line in lines {
+        for (width, cell) in widths.iter_mut().zip(line) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    for line in lines {
+        let cells: Vec<String> =
+            line.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        println!("{}", cells.join("  ").trim_end());
+    }
+}
+
+/// Runs what is missing, and says how it went.
+fn execute(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
+    let progress = progress(global)?;
+    let session = Session::begin(plan, global.threads(), global.device.name())?;
+    let outcome = local::run(plan, &session, &progress, run_cell)?;
+    drop(progress);
+    finish(plan, &outcome, global)
+}
+
+/// Trains, samples and scores one cell.
+fn run_cell(_: &Cell, _: &Progress) -> anyhow::Result<()> {
+    anyhow::bail!("this build plans cells and cannot train them yet")
+}
+
+/// Reports how a run ended.
+///
+/// # Errors
+/// Where it was stopped, or where a cell failed.
+fn finish(plan: &Plan, outcome: &Outcome, global: &Global) -> anyhow::Result<Verdict> {
+    let Outcome { complete, done, failed, left, stopped } = outcome;
+    let again = "run the same command again to go on";
+    if *stopped {
+        anyhow::bail!("stopped: {} of {} cells complete; {again}", complete + done, plan.cells.len());
+    }
+    if !failed.is_empty() {
+        let reasons: Vec<String> =
+            failed.iter().map(|(cell, reason)| format!("{cell}: {reason:#}")).collect();
+        anyhow::bail!(
+            "{} of {} cells failed{}; what is complete is kept, {again}\n  - {}",
+            failed.len(),
+            plan.cells.len(),
+            if *left > 0 { format!(", {left} were not tried") } else { String::new() },
+            reasons.join("\n  - ")
+        );
+    }
+    if *done == 0 {
+        terminal::say(
+            global.quiet,
+            &format!("nothing to do: {complete} cells complete in {}", plan.folder.display()),
+        );
+    } else {
+        terminal::say(
+            global.quiet,
+            &format!("{done} cells done, {} complete in {}", complete + done, plan.folder.display()),
+        );
+    }
+    Ok(Verdict::Done)
+}

@@ -1,0 +1,72 @@
+//! What all cells of one run share: where the code stands, on which machine, by which binary.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::provenance::{Provenance, binary_digest, now};
+use crate::record::replace_file;
+use crate::spec::{Plan, Prompts};
+use crate::units::Digest;
+
+/// The circumstances of one run, which every header repeats.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// The code and the machine.
+    pub provenance: Provenance,
+    /// The digest of the running program.
+    pub binary: Option<Digest>,
+    /// Worker threads.
+    pub threads: usize,
+}
+
+impl Session {
+    /// Gathers the circumstances; the text of uncommitted changes is kept beside the records.
+    ///
+    /// # Errors
+    /// Where the repository cannot be read or the records' folder not be written.
+    pub fn begin(plan: &Plan, threads: usize, device: &str) -> Result<Self> {
+        let (provenance, difference) = Provenance::gather(Path::new("."), threads, device)?;
+        if let Some(difference) = difference {
+            let folder = plan.folder.join("code");
+            std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+            let path = folder.join(format!("{}.diff", difference.digest.short()));
+            if !path.exists() {
+                replace_file(&path, &difference.text)?;
+            }
+        }
+        Ok(Self { provenance, binary: Some(binary_digest()?), threads })
+    }
+
+    /// Logs that the test prompts are opened; a study on validation prompts logs nothing.
+    ///
+    /// # Errors
+    /// Where the log cannot be written.
+    pub(super) fn log_look(&self, plan: &Plan, pending: usize) -> Result<()> {
+        if plan.spec.data.prompts != Prompts::Test {
+            return Ok(());
+        }
+        let path = plan.places.results.join("test-looks.csv");
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(Error::io("open", &path))?;
+        let mut text = String::new();
+        if file.metadata().map_err(Error::io("read", &path))?.len() == 0 {
+            text.push_str("time,study,profile,cells,train_seeds,commit,changed\n");
+        }
+        let git = self.provenance.git.as_ref();
+        let seeds: Vec<String> = plan.spec.seeds.get().iter().map(|seed| seed.get().to_string()).collect();
+        text.push_str(&format!(
+            "{},{},{},{pending},{},{},{}\n",
+            now(),
+            plan.spec.name,
+            plan.spec.label,
+            seeds.join(" "),
+            git.and_then(|git| git.commit.as_deref()).unwrap_or("unknown"),
+            git.map_or("unknown", |git| if git.diff.is_some() { "yes" } else { "no" }),
+        ));
+        file.write_all(text.as_bytes()).map_err(Error::io("write", &path))
+    }
+}
