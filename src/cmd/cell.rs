@@ -218,7 +218,7 @@ impl<'a> Laboratory<'a> {
             .iter()
             .flat_map(|&seed| {
                 prompts.iter().enumerate().map(move |(index, prompt)| Request {
-                    prompt: prompt.prompt.clone(),
+                    prompt: prompt.text.clone(),
                     index: index as u64,
                     seed,
                 })
