@@ -7,7 +7,7 @@
 //! ```text
 //! ground        error units rng stats          plain values: no tensor, no file, no clock
 //! first floor   scenes nn models diffusion objective reward adapter      mathematics
-//! second floor  weights image data record checkpoint provenance          bytes and values
+//! second floor  weights base image data record checkpoint provenance          bytes and values
 //! third floor   spec train pretrain generate evaluate                    the work
 //! side wing     report                                                   reading only, no tensor
 //! roof          cmd                                                      prints, parses, exits
@@ -31,6 +31,7 @@ pub mod objective;
 pub mod reward;
 pub mod scenes;
 
+pub mod base;
 pub mod checkpoint;
 pub mod data;
 pub mod image;

@@ -15,9 +15,9 @@ use std::sync::Mutex;
 use candle_core::{DType, Device, Tensor, Var};
 
 use crate::adapter::{self, Adapter, drop_user};
+use crate::base::Base;
 use crate::diffusion::per_sample_error;
 use crate::error::{Error, Result};
-use crate::generate::Base;
 use crate::nn::workers::Workers;
 use crate::nn::{AdamW, AdamWConfig, KeyValue, clip_gradients};
 use crate::objective::{self, BatchErrors};

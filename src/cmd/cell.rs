@@ -7,6 +7,7 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 
 use crate::adapter::{self, Adapter};
+use crate::base::Base;
 use crate::checkpoint::{open_adapter, save_adapter};
 use crate::data::labels::{self, comparisons};
 use crate::data::prompts::{self, Prompt};
@@ -14,7 +15,7 @@ use crate::data::{Preference, Split, pick_a_pic, scores};
 use crate::diffusion::SamplerConfig;
 use crate::error::{Error, Result};
 use crate::evaluate::Scorers;
-use crate::generate::{Base, Request, Sampling};
+use crate::generate::{Request, Sampling, sample};
 use crate::launch::Session;
 use crate::nn::workers::Workers;
 use crate::pixels::Image;
@@ -229,7 +230,7 @@ impl<'a> Laboratory<'a> {
         for chunk in missing.chunks(CHUNK) {
             let begun = Instant::now();
             let user = adapter.map(|adapter| (adapter, vector.as_slice()));
-            let images = self.base()?.sample(chunk, &sampling, user, &self.workers, &|count| {
+            let images = sample(self.base()?, chunk, &sampling, user, &self.workers, &|count| {
                 progress.advance(count);
                 !progress.stopping()
             })?;
@@ -255,10 +256,7 @@ impl<'a> Laboratory<'a> {
     }
 
     fn base(&self) -> Result<&Base> {
-        get_or_open(&self.base, || {
-            let path = self.weights("denoiser")?;
-            Base::open(path.parent().unwrap_or(&path))
-        })
+        get_or_open(&self.base, || Base::open(&self.weights("denoiser")?, &self.weights("codec")?))
     }
 
     fn scorers(&self) -> Result<&Scorers> {

@@ -6,6 +6,7 @@
 
 mod cell;
 mod clean;
+mod pretrain;
 mod reproduce;
 mod terminal;
 mod verify;
@@ -50,6 +51,8 @@ enum Command {
     Reproduce(reproduce::Arguments),
     /// Run a study that varies one method over a grid
     Sweep(reproduce::Arguments),
+    /// Train one of the desk's own models, or go on with it, and install it
+    Pretrain(pretrain::Arguments),
     /// Check records: read every row, and compare each record with the digest it was sealed with
     Verify(verify::Arguments),
     /// Show what can be made again, with sizes, and remove it
@@ -200,6 +203,7 @@ fn run(cli: &Cli) -> anyhow::Result<Verdict> {
     match &cli.command {
         Command::Reproduce(arguments) => reproduce::run(arguments, global, reproduce::Kind::Study),
         Command::Sweep(arguments) => reproduce::run(arguments, global, reproduce::Kind::Sweep),
+        Command::Pretrain(arguments) => pretrain::run(arguments, global),
         Command::Verify(arguments) => verify::run(arguments, global),
         Command::Clean(arguments) => clean::run(arguments, global),
     }

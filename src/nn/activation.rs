@@ -49,7 +49,7 @@ enum Pointwise {
 fn erf(x: f32) -> f32 {
     let x = x.clamp(-4.0, 4.0);
     let s = x * x;
-    let p = s.mul_add(-2.726_142_2e-10, 2.770_681_4e-8);
+    let p = s.mul_add(-2.726_142e-10, 2.770_681_4e-8);
     let p = s.mul_add(p, -2.101_024e-6);
     let p = s.mul_add(p, -5.692_506_4e-5);
     let p = s.mul_add(p, -7.349_906_3e-4);

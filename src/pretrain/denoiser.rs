@@ -4,33 +4,33 @@
 //! desk's stand-in, and shares nothing with the CLIPs that score images. Scenes of one object come first, then the
 //! mixture moves to two and three. Every sample is rendered afresh.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::codec::training_picture;
+use super::manifest::{Manifest, write_config};
 use super::trainer::{Optimisation, Step, Trainer};
+use crate::base::{DenoiserConfig as Networks, conditioning_tokens, picture_tensor};
 use crate::diffusion::{Schedule, per_sample_error};
 use crate::error::Result;
-use crate::generate::{conditioning_tokens, picture_tensor};
-use crate::models::clip::{TextConfig, TextTower};
+use crate::models::clip::{Activation, TextConfig, TextTower};
 use crate::models::latent_codec::LatentCodec;
 use crate::models::stage_c::{self, StageC};
 use crate::models::tokenizer::Tokenizer;
 use crate::rng::stream;
 use crate::scenes::{ObjectWeights, words};
 use crate::units::Seed;
-use crate::weights::{Trainable, Weights, save};
+use crate::weights::{Trainable, save};
 
 /// The recipe of a base model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DenoiserConfig {
-    /// The denoiser.
-    pub model: stage_c::Config,
-    /// Its text encoder.
-    pub text: TextConfig,
+    /// The denoiser and its text encoder.
+    pub networks: Networks,
     /// Initialisation, scenes, timesteps and noise.
     pub seed: Seed,
     /// How often one, two and three objects are shown at the start.
@@ -46,6 +46,61 @@ pub struct DenoiserConfig {
 }
 
 impl DenoiserConfig {
+    /// The desk's base model.
+    ///
+    /// # Errors
+    /// Where the desk's vocabulary makes no tokenizer.
+    pub fn desk() -> Result<Self> {
+        let vocabulary = Tokenizer::desk(&words())?;
+        let prior = stage_c::Config {
+            in_channels: 16,
+            out_channels: 16,
+            timestep_ratio_embedding_dim: 64,
+            patch_size: 1,
+            conditioning_dim: 128,
+            block_out_channels: vec![128, 128],
+            num_attention_heads: vec![4, 4],
+            down_num_layers_per_block: vec![1, 2],
+            up_num_layers_per_block: vec![2, 1],
+            clip_text_in_channels: 128,
+            clip_text_pooled_in_channels: 128,
+            clip_image_in_channels: 16,
+            clip_seq: 2,
+            timestep_conditioning_type: vec!["sca".into(), "crp".into()],
+            switch_level: vec![false],
+        };
+        let text_encoder = TextConfig {
+            vocab_size: vocabulary.vocab_size(),
+            hidden_size: 128,
+            intermediate_size: 512,
+            projection_dim: 128,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            max_position_embeddings: vocabulary.context(),
+            hidden_act: Activation::Gelu,
+            layer_norm_eps: 1e-5,
+            eos_token_id: vocabulary.vocab_size() as u32 - 1,
+        };
+        Ok(Self {
+            networks: Networks { prior, text_encoder },
+            seed: Seed::new(21),
+            objects_at_start: [1.0, 0.0, 0.0],
+            objects_at_end: [0.5, 0.3, 0.2],
+            objects_settle: 0.5,
+            text_dropout: 0.1,
+            optimisation: Optimisation {
+                steps: 12_000,
+                micro_batches: 2,
+                micro_batch: 24,
+                learning_rate: 1.5e-3,
+                warmup_steps: 50,
+                weight_decay: 1e-3,
+                max_grad_norm: 1.0,
+                ema_decay: 0.998,
+            },
+        })
+    }
+
     fn objects_at(&self, index: u64) -> ObjectWeights {
         let step = index as f64 / self.optimisation.micro_batches as f64;
         let progress = (step / (self.objects_settle * self.optimisation.steps as f64)).min(1.0);
@@ -91,11 +146,12 @@ impl Parts {
     }
 }
 
-/// Trains, or goes on training, a base model on the codec in `folder`; leaves `prior.safetensors`,
-/// `text_encoder.safetensors` (moving averages) and the training state there, the weights at every save.
+/// Trains, or goes on training, a base model over a codec; leaves `prior.safetensors`, `text_encoder.safetensors`
+/// (moving averages), `config.json` and `manifest.json` in `folder`, beside the training state. The weights are stored
+/// with every state, so that a run that is stopped early leaves a model too.
 ///
 /// # Errors
-/// Where the codec is missing, the disk refuses, or the loss stops being finite.
+/// Where the disk refuses or the loss stops being finite.
 pub fn run(
     config: &DenoiserConfig,
     codec: LatentCodec,
@@ -107,8 +163,8 @@ pub fn run(
     let vb = trainable.builder(&Device::Cpu);
     let parts = Parts {
         codec,
-        denoiser: StageC::new(&config.model, vb.pp(PRIOR))?,
-        text: TextTower::new(&config.text, vb.pp(TEXT))?,
+        denoiser: StageC::new(&config.networks.prior, vb.pp(PRIOR))?,
+        text: TextTower::new(&config.networks.text_encoder, vb.pp(TEXT))?,
         tokenizer: Tokenizer::desk(&words())?,
         schedule: Schedule::default(),
     };
@@ -117,10 +173,13 @@ pub fn run(
     if state.exists() {
         trainer.resume(&state)?;
     }
+    let mut recent = VecDeque::new();
     while !trainer.is_done() {
         let step = trainer.advance(|index| parts.loss(config, index))?;
+        recent.push_back(step.loss);
+        recent.drain(..recent.len().saturating_sub(SAVED_EVERY));
         let go_on = progress(step);
-        if step.step % 200 == 0 || trainer.is_done() || !go_on {
+        if step.step.is_multiple_of(SAVED_EVERY) || trainer.is_done() || !go_on {
             trainer.save(&state)?;
             let averaged = trainer.averaged();
             for (prefix, name) in [(PRIOR, "prior"), (TEXT, "text_encoder")] {
@@ -131,6 +190,11 @@ pub fn run(
                     .collect();
                 save(folder.join(format!("{name}.safetensors")), &part, DType::BF16, &Default::default())?;
             }
+            let mean = recent.iter().sum::<f64>() / recent.len() as f64;
+            let measured = BTreeMap::from([(format!("mean loss of the last {} steps", recent.len()), mean)]);
+            write_config(folder, &config.networks)?;
+            let files = ["prior.safetensors", "text_encoder.safetensors", "config.json"];
+            Manifest::write(folder, "denoiser", config, trainer.step(), &files, measured)?;
         }
         if !go_on {
             break;
@@ -139,13 +203,8 @@ pub fn run(
     Ok(())
 }
 
+/// Steps between two saves.
+const SAVED_EVERY: usize = 200;
+
 const PRIOR: &str = "prior";
 const TEXT: &str = "text_encoder";
-
-/// Opens a trained codec.
-///
-/// # Errors
-/// Where its file is missing or does not fit the config.
-pub fn open_codec(config: &crate::models::latent_codec::Config, path: &Path) -> Result<LatentCodec> {
-    LatentCodec::new(config, Weights::open(path)?.builder(DType::F32, &Device::Cpu))
-}

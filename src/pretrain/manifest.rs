@@ -94,3 +94,13 @@ impl Manifest {
         Ok(manifest)
     }
 }
+
+/// Writes a model's `config.json`.
+///
+/// # Errors
+/// Where it cannot be written.
+pub(super) fn write_config(folder: &Path, config: &impl Serialize) -> Result<()> {
+    let path = folder.join("config.json");
+    let text = serde_json::to_string_pretty(config).expect("a config is plain data") + "\n";
+    std::fs::write(&path, text).map_err(Error::io("write", &path))
+}

@@ -8,5 +8,5 @@ mod manifest;
 mod pairs;
 mod trainer;
 
-pub use manifest::Manifest;
+pub use manifest::{FILE as MANIFEST, Manifest};
 pub use trainer::{Optimisation, Step, Trainer};
