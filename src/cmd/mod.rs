@@ -6,6 +6,7 @@
 
 mod cell;
 mod clean;
+mod data;
 mod pretrain;
 mod reproduce;
 mod terminal;
@@ -53,6 +54,8 @@ enum Command {
     Sweep(reproduce::Arguments),
     /// Train one of the desk's own models, or go on with it, and install it
     Pretrain(pretrain::Arguments),
+    /// Make, score and show the desk's preference pairs
+    Data(data::Arguments),
     /// Check records: read every row, and compare each record with the digest it was sealed with
     Verify(verify::Arguments),
     /// Show what can be made again, with sizes, and remove it
@@ -204,6 +207,7 @@ fn run(cli: &Cli) -> anyhow::Result<Verdict> {
         Command::Reproduce(arguments) => reproduce::run(arguments, global, reproduce::Kind::Study),
         Command::Sweep(arguments) => reproduce::run(arguments, global, reproduce::Kind::Sweep),
         Command::Pretrain(arguments) => pretrain::run(arguments, global),
+        Command::Data(arguments) => data::run(arguments, global),
         Command::Verify(arguments) => verify::run(arguments, global),
         Command::Clean(arguments) => clean::run(arguments, global),
     }

@@ -87,11 +87,13 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
             clip::run(&config, &folder, threads, &mut |step| watch(total, step))?;
         }
     }
-    if progress.stopping() {
+    let stopped = progress.stopping();
+    drop(progress);
+    if stopped && !folder.join(MANIFEST).exists() {
         anyhow::bail!("stopped; the same command goes on from the last state in {}", folder.display());
     }
+    // A denoiser that is stopped early is a model too: its manifest says after how many of the recipe's steps.
     let manifest = install(&folder, &installed)?;
-    drop(progress);
     terminal::say(
         global.quiet,
         &format!("{name}: {} steps, installed in {}", manifest.steps, installed.display()),

@@ -4,6 +4,7 @@
 //! profiles read the same files. The paper's relabelling (Sec. 5.1) is in [`labels`]: it never changes a pair, it
 //! only says which side each label source chooses. What this module does not do: score pictures, or make them.
 
+pub mod desk;
 pub mod labels;
 pub mod pick_a_pic;
 pub mod prompts;

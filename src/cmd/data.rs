@@ -1,0 +1,247 @@
+//! `ppd data make|score|show`: the desk's preference pairs, what rewards say of them, and how they look.
+
+use std::path::{Path, PathBuf};
+
+use super::{Global, Verdict, progress, terminal};
+use crate::base::Base;
+use crate::data::desk::{self, Jury, Pair, Sample};
+use crate::data::labels::{agreement, raw_choices, reward_choices};
+use crate::data::scores::Scores;
+use crate::data::{Preference, Split, pick_a_pic, scores, show};
+use crate::diffusion::{SamplerConfig, UnconditionalUser};
+use crate::error::{Error, Result};
+use crate::evaluate::Scorers;
+use crate::generate::{Request, Sampling, sample};
+use crate::image::{self, Format};
+use crate::nn::workers::Workers;
+use crate::pixels::Image;
+use crate::progress::Progress;
+use crate::rng::stream;
+use crate::scenes::population::{Config, Kind, Population};
+use crate::scenes::{self, ObjectWeights, sample_scene};
+use crate::spec::{Profile, Spec};
+use crate::stats;
+use crate::units::{GuidanceScale, Seed};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Action {
+    /// Sample pairs from the base model and let simulated users choose, then score them
+    Make {
+        /// How many pairs
+        #[arg(long, default_value_t = 3000, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+        pairs: u32,
+        /// The seed of captions, noise and choices
+        #[arg(long, default_value_t = 31, value_name = "SEED")]
+        seed: u64,
+        /// Sampler steps
+        #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        num_steps: u32,
+    },
+    /// Score every picture of the pairs with the profile's rewards: the paper's relabelling
+    Score,
+    /// Draw pairs with their captions and labels
+    Show {
+        /// The picture to write
+        #[arg(long, value_name = "FILE.png")]
+        grid: PathBuf,
+        /// How many pairs, spread over the file
+        #[arg(long, default_value_t = 12, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        pairs: u32,
+    },
+}
+
+/// Guidance scales that pairs are sampled with: alignment and style vary with them.
+const GUIDANCE: [f64; 3] = [1.5, 2.5, 4.0];
+/// How many simulated users stand behind the raw labels.
+const USERS: usize = 200;
+/// How often captions have one, two and three objects.
+const OBJECTS: ObjectWeights = [0.5, 0.3, 0.2];
+
+pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verdict> {
+    let profile = Spec::load(&global.request("table1"))?.profile;
+    let path = global.assets.join(entry(&profile, "data", profile.data.get("pairs"), "pairs")?);
+    match arguments.action {
+        Action::Make { pairs, seed, num_steps } => {
+            let progress = progress(global)?;
+            let workers = Workers::new(global.threads())?;
+            let made = make(&profile, global, (pairs, seed, num_steps), &workers, &progress)?;
+            desk::write(&path, &made)?;
+            score(&profile, global, &path, &workers, &progress)?;
+            drop(progress);
+            terminal::say(global.quiet, &format!("{} pairs in {}", made.len(), path.display()));
+        }
+        Action::Score => {
+            let progress = progress(global)?;
+            let workers = Workers::new(global.threads())?;
+            score(&profile, global, &path, &workers, &progress)?;
+        }
+        Action::Show { ref grid, pairs } => return draw(&path, grid, pairs as usize, global),
+    }
+    report_agreement(&path)?;
+    Ok(Verdict::Done)
+}
+
+fn entry<'a>(
+    profile: &Profile,
+    section: &str,
+    found: Option<&'a PathBuf>,
+    name: &str,
+) -> Result<&'a PathBuf> {
+    found.ok_or_else(|| Error::Spec(format!("profile {}: no file for `{name}` in [{section}]", profile.name)))
+}
+
+fn weights(profile: &Profile, global: &Global, name: &str) -> Result<PathBuf> {
+    Ok(global.assets.join(entry(profile, "weights", profile.weights.get(name), name)?))
+}
+
+/// Samples the pairs and lets the users choose.
+fn make(
+    profile: &Profile,
+    global: &Global,
+    (count, seed, num_steps): (u32, u64, u32),
+    workers: &Workers,
+    progress: &Progress,
+) -> Result<Vec<Preference>> {
+    let base = Base::open(&weights(profile, global, "denoiser")?, &weights(profile, global, "codec")?)?;
+    let seed = Seed::new(seed);
+    let count = count as usize;
+    let captions: Vec<String> = (0..count as u64)
+        .map(|i| sample_scene(&mut stream(seed, "pair caption", i), OBJECTS, scenes::Split::Train).caption())
+        .collect();
+    // Image 2·i + side of pair i; each has a guidance of its own.
+    let guidance: Vec<usize> =
+        (0..2 * count as u64).map(|i| stream(seed, "pair guidance", i).below(GUIDANCE.len())).collect();
+    let mut images: Vec<Option<Image>> = vec![None; 2 * count];
+    progress.begin("sample pairs", 2 * count);
+    for (kind, &scale) in GUIDANCE.iter().enumerate() {
+        let places: Vec<usize> = (0..2 * count).filter(|&i| guidance[i] == kind).collect();
+        let requests: Vec<Request> = places
+            .iter()
+            .map(|&i| Request { prompt: captions[i / 2].clone(), index: i as u64, seed })
+            .collect();
+        let sampling = Sampling {
+            sampler: SamplerConfig { num_steps: num_steps as usize, x0_clamp: Some(X0_CLAMP) },
+            guidance_scale: GuidanceScale::new(scale)?,
+            unconditional_user: UnconditionalUser::Keep,
+        };
+        let made = sample(&base, &requests, &sampling, None, workers, &|done| {
+            progress.advance(done);
+            !progress.stopping()
+        })?;
+        progress.check()?;
+        for (place, image) in places.into_iter().zip(made) {
+            images[place] = Some(image);
+        }
+    }
+    let model = &profile.name;
+    let mut images = images.into_iter().enumerate().map(|(i, image)| Sample {
+        image: image.expect("every guidance scale was sampled"),
+        model: format!("{model}-base"),
+        origin: format!("seed={}&index={i}&guidance={}&steps={num_steps}", seed.get(), GUIDANCE[guidance[i]]),
+    });
+    let mut pairs = Vec::with_capacity(count);
+    for caption in captions {
+        let (Some(first), Some(second)) = (images.next(), images.next()) else { break };
+        pairs.push(Pair { caption, samples: [first, second] });
+    }
+    let judged = desk::judge(&pairs, Format::Png)?;
+    let config = Config { reference: desk::reference(&judged), ..Config::of(Kind::Pick) };
+    let population = Population::with(seed, Kind::Pick, config);
+    Ok(desk::preferences(&judged, &population, Jury { users: USERS, seed }))
+}
+
+/// The clamp of clean latents while pairs are sampled, as in the studies.
+const X0_CLAMP: f64 = 4.0;
+
+fn load(path: &Path) -> Result<Vec<Preference>> {
+    pick_a_pic::load(path, Split::Train, pick_a_pic::Columns::All)
+}
+
+fn scores_path(path: &Path) -> PathBuf {
+    path.with_extension("scores.csv")
+}
+
+/// Scores every picture with every reward of the profile that has weights, and with the measured ones.
+fn score(
+    profile: &Profile,
+    global: &Global,
+    path: &Path,
+    workers: &Workers,
+    progress: &Progress,
+) -> Result<()> {
+    let preferences = load(path)?;
+    let twins = profile.rewards.iter().map(|reward| Profile::twin(reward));
+    let mut rewards = Vec::new();
+    for name in profile.rewards.iter().cloned().chain(twins) {
+        let weights = weights(profile, global, &name)?;
+        match weights.exists() {
+            true => rewards.push((name, weights)),
+            false => progress.note(&format!("{name}: {} is not there, left out", weights.display())),
+        }
+    }
+    let scorers = Scorers::open(&rewards, &profile.measured)?;
+    let names: Vec<String> =
+        rewards.into_iter().map(|(name, _)| name).chain(profile.measured.clone()).collect();
+    progress.begin("score pairs", preferences.len());
+    let mut values = vec![Vec::with_capacity(preferences.len()); names.len()];
+    for chunk in preferences.chunks(64) {
+        let mut images = Vec::with_capacity(2 * chunk.len());
+        let mut prompts = Vec::with_capacity(2 * chunk.len());
+        for pair in chunk {
+            for side in 0..2 {
+                images.push(pair.image(side, path)?);
+                prompts.push(pair.caption.clone());
+            }
+        }
+        let scored = scorers.score(&images, &prompts, workers)?;
+        for sides in scored.chunks_exact(2) {
+            for (name, values) in names.iter().zip(&mut values) {
+                values.push([sides[0][name], sides[1][name]]);
+            }
+        }
+        progress.advance(chunk.len());
+        progress.check()?;
+    }
+    let mut all = Scores::new();
+    for (name, values) in names.iter().zip(values) {
+        all.insert(name, values)?;
+    }
+    scores::write(scores_path(path), &preferences, &all)
+}
+
+/// Prints how often each label source agrees with the raw labels.
+fn report_agreement(path: &Path) -> anyhow::Result<()> {
+    let preferences = load(path)?;
+    let scores = scores::read(scores_path(path), &preferences)?;
+    let raw = raw_choices(&preferences);
+    println!("agreement with the raw labels (Pick-a-Pic: CLIP 57, aesthetic 51, HPS 59 %)");
+    for name in scores.rewards() {
+        let counted = agreement(&reward_choices(&scores, name)?, &raw);
+        let interval = stats::proportion::wilson(counted.same as f64, counted.both as u64, 0.95)?;
+        println!(
+            "  {name:16} {:5.1} %  [{:.1}, {:.1}]  of {} pairs",
+            100.0 * interval.value,
+            100.0 * interval.low,
+            100.0 * interval.high,
+            counted.both
+        );
+    }
+    Ok(())
+}
+
+fn draw(path: &Path, grid: &Path, count: usize, global: &Global) -> anyhow::Result<Verdict> {
+    let preferences = load(path)?;
+    let scores = scores_path(path);
+    let scores = scores.exists().then(|| scores::read(&scores, &preferences)).transpose()?;
+    let count = count.min(preferences.len());
+    let places: Vec<usize> = (0..count).map(|i| i * preferences.len() / count).collect();
+    image::write(grid, &show::sheet(&preferences, scores.as_ref(), &places, 3, path)?)?;
+    terminal::say(global.quiet, &format!("{count} of {} pairs in {}", preferences.len(), grid.display()));
+    Ok(Verdict::Done)
+}

@@ -1,0 +1,156 @@
+use super::*;
+use crate::data::labels::{agreement, raw_choices, reward_choices};
+use crate::data::pick_a_pic::Columns;
+use crate::data::scores::Scores;
+use crate::scenes::population::Kind;
+use crate::scenes::{Split, Style, render, sample_scene};
+
+const JURY: Jury = Jury { users: 40, seed: Seed::new(3) };
+
+/// Pairs of renders: the second of each shows another scene than the caption's half of the time.
+fn renders(count: usize) -> Vec<Pair> {
+    let mut s = stream(Seed::new(1), "desk-test", 0);
+    let weights = [1.0, 0.0, 0.0];
+    (0..count)
+        .map(|index| {
+            let scene = sample_scene(&mut s, weights, Split::Train);
+            let other =
+                if s.chance(0.5) { scene.clone() } else { sample_scene(&mut s, weights, Split::Train) };
+            let samples = [&scene, &other].map(|shown| {
+                let style = Style::sample(&mut s);
+                Sample {
+                    image: render(shown, &style, &mut s),
+                    model: "renderer".into(),
+                    origin: format!("index={index}"),
+                }
+            });
+            Pair { caption: scene.caption(), samples }
+        })
+        .collect()
+}
+
+#[test]
+fn users_choose_what_they_like_and_rows_are_complete() {
+    let judged = judge(&renders(400), Format::Jpeg(95)).unwrap();
+    let population = Population::new(Seed::new(7), Kind::Pick);
+    let rows = preferences(&judged, &population, JURY);
+    let mut utility = Scores::new();
+    let mut aligned = Scores::new();
+    let sides = |pair: &Judged| {
+        let user = population.mean_user();
+        [0, 1].map(|side| population.utility(&user, &pair.measured[side], pair.alignment[side]))
+    };
+    utility.insert("utility", judged.iter().map(sides).collect()).unwrap();
+    aligned.insert("alignment", judged.iter().map(|pair| pair.alignment).collect()).unwrap();
+    let share = |scores: &Scores| {
+        let reward = scores.rewards()[0].clone();
+        let counted = agreement(&raw_choices(&rows), &reward_choices(scores, &reward).unwrap());
+        (counted.fraction().unwrap(), counted.both as f64)
+    };
+    for scores in [&utility, &aligned] {
+        let (drawn, count) = share(scores);
+        let values = scores.get(&scores.rewards()[0]).unwrap();
+        let expected = expected_agreement(&judged, values, &population, JURY).unwrap();
+        // Four standard errors of a share near one half.
+        assert!((drawn - expected).abs() < 4.0 * 0.5 / count.sqrt(), "{drawn} against {expected}");
+        assert!(expected > 0.55, "users prefer what the mean user likes, and aligned pictures: {expected}");
+    }
+    let users: std::collections::BTreeSet<i64> = rows.iter().filter_map(|row| row.user_id).collect();
+    assert_eq!(users, (0..40).collect(), "each of 40 users meets some of 400 pairs");
+    for row in &rows {
+        let best = row.best_image_uid.as_deref().unwrap();
+        match row.choice().unwrap() {
+            Choice::Side(side) => assert_eq!(Some(best), row.image_uids[side].as_deref()),
+            Choice::Tie => assert_eq!(best, "tie"),
+        }
+    }
+}
+
+#[test]
+fn pairs_are_made_again_to_the_byte_and_judged_from_the_file_alone() {
+    let pairs = renders(20);
+    let judged = judge(&pairs, Format::Jpeg(95)).unwrap();
+    let population = Population::new(Seed::new(7), Kind::Pick);
+    let rows = preferences(&judged, &population, JURY);
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (folder.path().join("a.parquet"), folder.path().join("b.parquet"));
+    write(&one, &rows).unwrap();
+    write(&two, &preferences(&judge(&pairs, Format::Jpeg(95)).unwrap(), &population, JURY)).unwrap();
+    assert_eq!(std::fs::read(&one).unwrap(), std::fs::read(&two).unwrap());
+    let back = pick_a_pic::read(&one, Columns::All).unwrap();
+    assert_eq!(back, rows);
+    for (row, pair) in back.iter().zip(&judged) {
+        let image = row.image(1, &one).unwrap();
+        assert_eq!(crate::scenes::measure::measure(&image), pair.measured[1]);
+    }
+}
+
+#[test]
+fn a_jury_keeps_its_users_when_tastes_change() {
+    let judged = judge(&renders(30), Format::Png).unwrap();
+    let users = |kind: Kind| -> Vec<Option<i64>> {
+        let rows = preferences(&judged, &Population::new(Seed::new(7), kind), JURY);
+        rows.iter().map(|row| row.user_id).collect()
+    };
+    assert_eq!(users(Kind::Hps), users(Kind::Pick));
+    let fitted = reference(&judged);
+    assert!(fitted.deviation.iter().all(|deviation| *deviation > 0.0));
+}
+
+#[test]
+fn captions_of_no_scene_are_refused() {
+    let mut pairs = renders(1);
+    pairs[0].caption = "a photograph of an astronaut".into();
+    let message = judge(&pairs, Format::Png).unwrap_err().to_string();
+    assert!(message.contains("astronaut") && message.contains("grammar"), "{message}");
+}
+
+#[test]
+fn tmp_sizes() {
+    let pairs = renders(200);
+    for format in [
+        Format::Png,
+        Format::Jpeg(85),
+        Format::Jpeg(90),
+        Format::Jpeg(92),
+        Format::Jpeg(95),
+        Format::Jpeg(97),
+    ] {
+        let (mut bytes, mut squares, mut n) = (0usize, 0.0, 0usize);
+        for pair in &pairs {
+            for sample in &pair.samples {
+                let e = image::encode(&sample.image, format).unwrap();
+                bytes += e.len();
+                let back = image::decode(&e, "x").unwrap();
+                squares += back
+                    .rgb()
+                    .iter()
+                    .zip(sample.image.rgb())
+                    .map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2))
+                    .sum::<f64>();
+                n += back.rgb().len();
+            }
+        }
+        println!("{format:?}: {} bytes each, rmse {:.2}", bytes / 400, (squares / n as f64).sqrt());
+    }
+    let judged = judge(&pairs, Format::Jpeg(92)).unwrap();
+    let rows = preferences(&judged, &Population::new(Seed::new(7), Kind::Pick), JURY);
+    let mut scores = Scores::new();
+    scores.insert("clip", judged.iter().map(|p| p.alignment).collect()).unwrap();
+    scores
+        .insert(
+            "aesthetic",
+            judged
+                .iter()
+                .map(|p| [0, 1].map(|s| crate::scenes::population::aesthetic(&p.measured[s])))
+                .collect(),
+        )
+        .unwrap();
+    write("/tmp/data_out/pairs.parquet", &rows).unwrap();
+    crate::data::scores::write("/tmp/data_out/pairs.scores.csv", &rows, &scores).unwrap();
+    let places: Vec<usize> = (0..8).collect();
+    let sheet = crate::data::show::sheet(&rows, Some(&scores), &places, 2, "x").unwrap();
+    image::write("/tmp/data_out/sheet.png", &sheet).unwrap();
+    let cells: Vec<_> = pairs[..16].iter().map(|p| image::Cell::new(&p.samples[0].image).caption(p.caption.clone() + " ABCDEFGHIJKLMNOPQRSTUVWXYZ abcdefghijklmnopqrstuvwxyz 0123456789 !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")).collect();
+    image::write("/tmp/data_out/font.png", &image::Sheet::default().draw(&cells).unwrap()).unwrap();
+}
