@@ -86,7 +86,7 @@ impl Axis {
 
     /// The width of the widest tick label, in points.
     pub fn widest_tick(&self) -> f64 {
-        self.ticks.iter().map(|(_, text)| text_width(text, SMALL, false)).fold(0.0, f64::max)
+        self.ticks.iter().map(|(_, text)| text_width(text, SMALL)).fold(0.0, f64::max)
     }
 
     /// The room that this axis needs at the left of a panel, in points.
@@ -188,7 +188,7 @@ impl Panel {
     /// Writes a title above the panel, centred.
     pub fn title(&self, scene: &mut Scene, title: &str) {
         let at = (self.left + self.width / 2.0, self.top - GAP - LABEL / 2.0);
-        scene.label(Label::new(at, title).anchored(Anchor::Middle).bold());
+        scene.label(Label::new(at, title).anchored(Anchor::Middle));
     }
 
     /// Draws an interval as a vertical whisker, cut at the panel's edges.
@@ -207,7 +207,7 @@ impl Panel {
 pub fn legend(scene: &mut Scene, (left, top): (f64, f64), width: f64, entries: &[(Look, String)]) -> f64 {
     let mut at = (left, top + LABEL / 2.0);
     for (look, text) in entries {
-        let needed = 8.0 + text_width(text, LABEL, false) + 9.0;
+        let needed = 8.0 + text_width(text, LABEL) + 9.0;
         if at.0 > left && at.0 + needed - 9.0 > left + width {
             at = (left, at.1 + LABEL + 3.0);
         }

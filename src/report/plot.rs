@@ -28,8 +28,8 @@ pub const SMALL: f64 = 6.0;
 const UNITS_PER_POINT: f64 = 10.0;
 const PNG_PIXELS_PER_POINT: f64 = 3.0;
 const FAMILY: &str = "DejaVu Sans";
-const REGULAR: &[u8] = include_bytes!("../../assets/fonts/DejaVuSans.ttf");
-const BOLD: &[u8] = include_bytes!("../../assets/fonts/DejaVuSans-Bold.ttf");
+/// One face only: with two in one file, svg2pdf writes their resources in an order that changes from run to run.
+const FONT: &[u8] = include_bytes!("../../assets/fonts/DejaVuSans.ttf");
 /// Ascent minus descent of DejaVu Sans in em: what plotters' text measure calls the size.
 const LINE_HEIGHT: f64 = 2384.0 / 2048.0;
 /// Plotters writes a font of size s as s / 1.24.
@@ -146,8 +146,6 @@ pub struct Label {
     pub size: f64,
     /// Which point of it stands at `at`.
     pub anchor: Anchor,
-    /// Bold.
-    pub bold: bool,
     /// Turned to read from bottom to top.
     pub upward: bool,
     /// Its colour.
@@ -157,15 +155,7 @@ pub struct Label {
 impl Label {
     /// A label in the theme's size and ink that begins at `at`.
     pub fn new(at: (f64, f64), text: impl Into<String>) -> Self {
-        Self {
-            at,
-            text: text.into(),
-            size: LABEL,
-            anchor: Anchor::Start,
-            bold: false,
-            upward: false,
-            color: Color::INK,
-        }
+        Self { at, text: text.into(), size: LABEL, anchor: Anchor::Start, upward: false, color: Color::INK }
     }
 
     /// The same in the size of tick labels.
@@ -176,11 +166,6 @@ impl Label {
     /// The same centred, or ending, at its position.
     pub fn anchored(self, anchor: Anchor) -> Self {
         Self { anchor, ..self }
-    }
-
-    /// The same in bold.
-    pub fn bold(self) -> Self {
-        Self { bold: true, ..self }
     }
 
     /// The same in another colour.
@@ -195,7 +180,7 @@ impl Label {
 
     /// The corners of the box it fills: left, top, right, bottom.
     pub fn bounds(&self) -> [f64; 4] {
-        let (along, across) = (text_width(&self.text, self.size, self.bold), 0.73 * self.size);
+        let (along, across) = (text_width(&self.text, self.size), 0.73 * self.size);
         let start = match self.anchor {
             Anchor::Start => 0.0,
             Anchor::Middle => -along / 2.0,
@@ -229,9 +214,9 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// An empty sheet.
+    /// An empty sheet, its sides rounded up to whole points: half a pixel at an edge would not be opaque.
     pub fn new(width: f64, height: f64) -> Self {
-        Self { width, height, shapes: Vec::new() }
+        Self { width: width.ceil(), height: height.ceil(), shapes: Vec::new() }
     }
 
     /// An open path.
@@ -365,7 +350,6 @@ fn draw(sheet: &DrawingArea<SVGBackend<'_>, Shift>, shape: &Shape) -> std::resul
                 Anchor::End => HPos::Right,
             };
             let font = (FAMILY, label.size * UNITS_PER_POINT * SIZE_FACTOR).into_font();
-            let font = if label.bold { font.style(FontStyle::Bold) } else { font };
             let font = if label.upward { font.transform(FontTransform::Rotate270) } else { font };
             let font = font
                 .color(&RGBColor(label.color.0, label.color.1, label.color.2))
@@ -379,19 +363,16 @@ fn draw(sheet: &DrawingArea<SVGBackend<'_>, Shift>, shape: &Shape) -> std::resul
 fn register_fonts() {
     static REGISTERED: Once = Once::new();
     REGISTERED.call_once(|| {
-        for (style, bytes) in [(FontStyle::Normal, REGULAR), (FontStyle::Bold, BOLD)] {
-            // Only bytes that are no font are refused, and these are compiled in.
-            let _ = register_font(FAMILY, style, bytes);
-        }
+        // Only bytes that are no font are refused, and these are compiled in.
+        let _ = register_font(FAMILY, FontStyle::Normal, FONT);
     });
 }
 
 /// How wide a text is, in points.
-pub fn text_width(text: &str, size: f64, bold: bool) -> f64 {
+pub fn text_width(text: &str, size: f64) -> f64 {
     register_fonts();
     // Measured large, because the answer is in whole units.
     let font = (FAMILY, 1000.0).into_font();
-    let font = if bold { font.style(FontStyle::Bold) } else { font };
     font.box_size(text).map_or(0.0, |(width, _)| f64::from(width) / 1000.0 * LINE_HEIGHT * size)
 }
 
@@ -399,8 +380,7 @@ fn parse(svg: &str) -> Result<usvg::Tree> {
     static FONTS: OnceLock<Arc<usvg::fontdb::Database>> = OnceLock::new();
     let fontdb = FONTS.get_or_init(|| {
         let mut fonts = usvg::fontdb::Database::new();
-        fonts.load_font_data(REGULAR.to_vec());
-        fonts.load_font_data(BOLD.to_vec());
+        fonts.load_font_data(FONT.to_vec());
         fonts.set_sans_serif_family(FAMILY);
         Arc::new(fonts)
     });
@@ -493,8 +473,8 @@ mod tests {
     #[test]
     fn text_is_measured_as_the_font_says() {
         // DejaVu Sans advances: "0" is 1303 and "i" is 569 units of 2048.
-        assert!((text_width("00", 10.0, false) - 20.0 * 1303.0 / 2048.0).abs() < 0.05);
-        assert!((text_width("i", 10.0, false) - 10.0 * 569.0 / 2048.0).abs() < 0.05);
+        assert!((text_width("00", 10.0) - 20.0 * 1303.0 / 2048.0).abs() < 0.05);
+        assert!((text_width("i", 10.0) - 10.0 * 569.0 / 2048.0).abs() < 0.05);
         let label = Label::new((10.0, 10.0), "00").anchored(Anchor::End);
         assert!((label.bounds()[2] - 10.0).abs() < 1e-9);
         let up = Label::new((10.0, 50.0), "00").upward().bounds();

@@ -1,0 +1,63 @@
+//! A [`Design`] from the experiment file.
+
+use super::study::{Design, Method, Role, Sweep, User};
+use crate::error::Result;
+use crate::spec::{self, Spec};
+
+impl Design {
+    /// What `spec` asks, in the words that tables need.
+    ///
+    /// # Errors
+    /// Where a method makes images for a user that the study does not have.
+    pub fn of(spec: &Spec) -> Result<Self> {
+        let rewards = &spec.rewards.users;
+        let method = |method: &spec::Method| -> Result<Method> {
+            let conditions = method
+                .conditions
+                .iter()
+                .map(|condition| {
+                    Ok(User { condition: condition.to_string(), weights: condition.weights(rewards)? })
+                })
+                .collect::<Result<_>>()?;
+            Ok(Method {
+                name: method.name.clone(),
+                label: method.label.clone(),
+                role: role(method),
+                conditions,
+                paper: method.paper.clone(),
+            })
+        };
+        let methods = spec.methods.iter().map(method).collect::<Result<Vec<_>>>()?;
+        let sweep = spec.sweep.as_ref().map(|sweep| Sweep {
+            method: sweep.method.clone(),
+            keys: sweep.axes.keys().cloned().collect(),
+            points: methods
+                .iter()
+                .filter_map(|method| Some((method.name.clone(), sweep.values_of(&method.name)?)))
+                .collect(),
+        });
+        Ok(Self {
+            study: spec.name.clone(),
+            title: spec.title.clone(),
+            profile: spec.label.clone(),
+            rewards: rewards.clone(),
+            methods,
+            claims: spec.claims.clone(),
+            sweep,
+        })
+    }
+}
+
+fn role(method: &spec::Method) -> Role {
+    match method.role {
+        spec::Role::Base => Role::Base,
+        spec::Role::Personal => Role::Personal,
+        spec::Role::Baseline => Role::Baseline,
+        spec::Role::Control => Role::Control,
+        // A specialist is named after the one reward that labels its pairs; without one it is a baseline.
+        spec::Role::Specialist => match method.labels.as_ref().map(spec::Labels::rewards) {
+            Some([reward]) => Role::Specialist(reward.clone()),
+            _ => Role::Baseline,
+        },
+    }
+}
