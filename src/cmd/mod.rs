@@ -8,6 +8,7 @@ mod cell;
 mod clean;
 mod data;
 mod pretrain;
+mod report;
 mod reproduce;
 mod terminal;
 mod verify;
@@ -41,6 +42,9 @@ Examples:
   ppd reproduce table1 --seeds 5              training seeds 0 to 4 (`--seeds 3,5` for these two)
   ppd reproduce table1 --set methods.ppd.objective.beta=0.2
   ppd sweep beta                              PPD over β and learning rate, on validation prompts
+  ppd report table1                           tables and figures again, from records alone
+  ppd pretrain denoiser                       train the desk's base model, or go on with it
+  ppd data show --grid pairs.png              look at the preference pairs
   ppd verify                                  check every record against the digest it was sealed with
   ppd clean --dry-run                         what could be freed
 
@@ -52,6 +56,8 @@ enum Command {
     Reproduce(reproduce::Arguments),
     /// Run a study that varies one method over a grid
     Sweep(reproduce::Arguments),
+    /// Render tables and figures from records alone
+    Report(report::Arguments),
     /// Train one of the desk's own models, or go on with it, and install it
     Pretrain(pretrain::Arguments),
     /// Make, score and show the desk's preference pairs
@@ -206,6 +212,7 @@ fn run(cli: &Cli) -> anyhow::Result<Verdict> {
     match &cli.command {
         Command::Reproduce(arguments) => reproduce::run(arguments, global, reproduce::Kind::Study),
         Command::Sweep(arguments) => reproduce::run(arguments, global, reproduce::Kind::Sweep),
+        Command::Report(arguments) => report::run(arguments, global),
         Command::Pretrain(arguments) => pretrain::run(arguments, global),
         Command::Data(arguments) => data::run(arguments, global),
         Command::Verify(arguments) => verify::run(arguments, global),

@@ -151,14 +151,15 @@ fn execute(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
     let laboratory = Laboratory::new(plan, &session)?;
     let outcome = local::run(plan, &session, &progress, |cell, progress| laboratory.run(cell, progress))?;
     drop(progress);
-    finish(plan, &outcome, global)
+    finish(plan, &outcome, global)?;
+    super::report::render(&plan.spec, global)
 }
 
 /// Reports how a run ended.
 ///
 /// # Errors
 /// Where it was stopped, or where a cell failed.
-fn finish(plan: &Plan, outcome: &Outcome, global: &Global) -> anyhow::Result<Verdict> {
+fn finish(plan: &Plan, outcome: &Outcome, global: &Global) -> anyhow::Result<()> {
     let Outcome { complete, done, failed, left, stopped } = outcome;
     let again = "run the same command again to go on";
     if *stopped {
@@ -186,5 +187,5 @@ fn finish(plan: &Plan, outcome: &Outcome, global: &Global) -> anyhow::Result<Ver
             &format!("{done} cells done, {} complete in {}", complete + done, plan.folder.display()),
         );
     }
-    Ok(Verdict::Done)
+    Ok(())
 }

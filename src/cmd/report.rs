@@ -1,0 +1,105 @@
+//! `ppd report [STUDY]`: renders tables and figures from records alone; no tensor library is touched.
+
+use std::path::{Path, PathBuf};
+
+use super::{Global, Verdict, terminal};
+use crate::error::Error;
+use crate::report::{self, claims, readme, study::Design, study::Study};
+use crate::spec::{Spec, library};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// The study; without it, every study that has records
+    #[arg(value_name = "STUDY")]
+    study: Option<String>,
+    /// Write nothing; exit with 3 where a figure or table is not what the records give
+    #[arg(long)]
+    check: bool,
+    /// Fill the marked places of this document as well
+    #[arg(long, value_name = "FILE.md")]
+    splice: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verdict> {
+    let studies = match &arguments.study {
+        Some(study) => vec![study.clone()],
+        None => library::experiments("experiments".as_ref()).into_iter().collect(),
+    };
+    let (mut shown, mut stale, mut broken) = (0, Vec::new(), false);
+    for name in &studies {
+        let spec = Spec::load(&global.request(name))?;
+        let folder = spec.folder(&global.results);
+        if !folder.join("cells").exists() {
+            if arguments.study.is_some() {
+                return Err(Error::Spec(format!(
+                    "study {name} has no records in {}; make them with `ppd reproduce {name}`, or name their place \
+                     with --results DIR",
+                    folder.display()
+                ))
+                .into());
+            }
+            continue;
+        }
+        shown += 1;
+        let figures = folder_of(&spec, &global.figures);
+        let study = Study::load(Design::of(&spec)?, &folder)?;
+        let outputs = report::render_all(&study)?;
+        if arguments.check {
+            stale.extend(report::stale(&outputs, &figures)?);
+        } else {
+            let written = report::write(&outputs, &figures)?;
+            print(&outputs, &figures, written.len(), global);
+        }
+        if let Some(path) = &arguments.splice {
+            splice(path, &outputs, &figures)?;
+        }
+        broken |= !claims::judge(&study)?.iter().all(claims::Judged::holds);
+    }
+    if shown == 0 {
+        terminal::say(global.quiet, &format!("no study has records in {}", global.results.display()));
+    }
+    for path in &stale {
+        println!("stale: {}", path.display());
+    }
+    Ok(if !stale.is_empty() || (global.strict && broken) { Verdict::DoesNotHold } else { Verdict::Done })
+}
+
+/// Renders what a run has just recorded.
+pub(super) fn render(spec: &Spec, global: &Global) -> anyhow::Result<Verdict> {
+    let study = Study::load(Design::of(spec)?, &spec.folder(&global.results))?;
+    let outputs = report::render_all(&study)?;
+    let figures = folder_of(spec, &global.figures);
+    let written = report::write(&outputs, &figures)?;
+    print(&outputs, &figures, written.len(), global);
+    let holds = claims::judge(&study)?.iter().all(claims::Judged::holds);
+    Ok(if global.strict && !holds { Verdict::DoesNotHold } else { Verdict::Done })
+}
+
+/// `figures/<study>`, and for profiles other than the released one a folder of their own below it.
+fn folder_of(spec: &Spec, figures: &Path) -> PathBuf {
+    let folder = figures.join(&spec.name);
+    if spec.label == "desk" { folder } else { folder.join(&spec.label) }
+}
+
+fn print(outputs: &[report::Output], figures: &Path, written: usize, global: &Global) {
+    if !global.quiet {
+        for output in outputs.iter().filter(|output| output.figures.is_empty()) {
+            for (_, table) in &output.tables {
+                println!("{}", table.markdown());
+            }
+        }
+    }
+    terminal::say(
+        global.quiet,
+        &format!("{} outputs in {}, {written} files written", outputs.len(), figures.display()),
+    );
+}
+
+fn splice(path: &Path, outputs: &[report::Output], figures: &Path) -> anyhow::Result<()> {
+    let document = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let filled = readme::splice(&document, outputs, &figures.to_string_lossy())?;
+    if filled != document {
+        crate::record::replace_file(path, filled.as_bytes())?;
+    }
+    Ok(())
+}
