@@ -95,6 +95,20 @@ fn start(golden: &Weights, name: &str, rate: f64) -> Tensor {
     Tensor::from_vec(undone.collect(), after.dims(), &Device::Cpu).unwrap()
 }
 
+/// The gradient of `Σ coefficient · error` for each of the optimiser's variables.
+fn gradients(errors: &[Tensor; 2], chosen: &[f64], rejected: &[f64], optimiser: &AdamW) -> Vec<Tensor> {
+    let scaled = |errors: &Tensor, coefficients: &[f64]| {
+        let coefficients: Vec<f32> = coefficients.iter().map(|&c| c as f32).collect();
+        (errors * Tensor::new(coefficients, &Device::Cpu).unwrap()).unwrap().sum(D::Minus1).unwrap()
+    };
+    let surrogate = (scaled(&errors[0], chosen) + scaled(&errors[1], rejected)).unwrap();
+    let mut found = surrogate.backward().unwrap();
+    optimiser
+        .variables()
+        .map(|(name, var)| found.remove(var).unwrap_or_else(|| panic!("{name} got no gradient")))
+        .collect()
+}
+
 #[test]
 fn three_ppd_steps_equal_torchs() {
     let ((model, blocks), golden) = (denoiser(), weights("ppd_step"));
@@ -134,25 +148,26 @@ fn three_ppd_steps_equal_torchs() {
         let stored = numbers(&read(&golden, &format!("step{step}.per_sample")));
         assert!(loss.per_sample.iter().zip(&stored).all(|(a, b)| (a - b).abs() < 1e-3), "step {step}");
 
-        let scaled = |errors: &Tensor, coefficients: &[f64]| {
-            let coefficients: Vec<f32> = coefficients.iter().map(|&c| c as f32).collect();
-            (errors * Tensor::new(coefficients, &Device::Cpu).unwrap()).unwrap().sum(D::Minus1).unwrap()
-        };
-        let surrogate = (scaled(&policy[0], &loss.coefficients.chosen)
-            + scaled(&policy[1], &loss.coefficients.rejected))
-        .unwrap();
-        let mut found = surrogate.backward().unwrap();
-        let mut gradients = Vec::new();
-        for (name, var) in optimiser.variables() {
-            let gradient = found.remove(var).unwrap_or_else(|| panic!("{name} got no gradient"));
+        // The coefficients the reference's own margins give: its rounding of them taken out, the gradients are the
+        // denoiser's and the branch's alone.
+        let margins = numbers(&read(&golden, &format!("step{step}.inside")));
+        let theirs: Vec<f64> =
+            margins.iter().map(|m| 0.5 * beta.get() / (1.0 + m.exp()) / margins.len() as f64).collect();
+        let gap = theirs.iter().zip(&loss.coefficients.chosen).map(|(a, b)| (a / b - 1.0).abs());
+        assert!(gap.fold(0.0, f64::max) < 1e-3, "step {step}: {:?} and {theirs:?}", loss.coefficients.chosen);
+        let minus: Vec<f64> = theirs.iter().map(|c| -c).collect();
+        let (exact, ours) = (
+            gradients(&policy, &theirs, &minus, &optimiser),
+            gradients(&policy, &loss.coefficients.chosen, &loss.coefficients.rejected, &optimiser),
+        );
+        for ((name, _), gradient) in optimiser.variables().zip(exact) {
             let error = relative(&gradient, &read(&golden, &format!("step{step}.grad.{name}")));
-            // 1e-4 of the network's own gradients, and the loss's 4e-4 through σ(−inside).
-            assert!(error < 5e-4, "step {step}, gradient of {name}: {error}");
-            gradients.push(Some(gradient));
+            assert!(error < 1e-4, "step {step}, gradient of {name}: {error}");
         }
+        let ours: Vec<Option<Tensor>> = ours.into_iter().map(Some).collect();
         let rate = learning_rate.at(step);
         assert_eq!(rate, meta["steps"][step]["lr"].as_f64().unwrap());
-        optimiser.step(&gradients, rate).unwrap();
+        optimiser.step(&ours, rate).unwrap();
         for (name, var) in optimiser.variables() {
             let expected = read(&golden, &format!("step{step}.after.{name}"));
             let error = relative(&var.as_detached_tensor(), &expected);
