@@ -9,6 +9,8 @@ use crate::data::scores::Scores;
 use crate::data::{Choice, Preference};
 use crate::error::{Error, Result};
 use crate::rng::stream;
+use crate::stats::Estimate;
+use crate::stats::proportion::wilson;
 use crate::units::Seed;
 
 /// Who says which image of a pair is better.
@@ -189,6 +191,18 @@ impl Agreement {
     pub fn fraction(&self) -> Option<f64> {
         (self.both > 0).then(|| self.same as f64 / self.both as f64)
     }
+
+    /// The share with Wilson's interval, pairs taken as independent.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] where there is no pair to agree on.
+    pub fn interval(&self, level: f64) -> Result<Estimate> {
+        if self.both == 0 {
+            let left_out = self.left_out;
+            return Err(Error::Spec(format!("the two label sources share no choice: {left_out} pairs are left out")));
+        }
+        wilson(self.same as f64, self.both as u64, level)
+    }
 }
 
 /// Counts how often two label sources, over the same pairs, choose the same side.
@@ -222,6 +236,34 @@ pub fn raw_choices(pairs: &[Preference]) -> Vec<Option<Choice>> {
 /// [`Error::Spec`] where the reward has no scores.
 pub fn reward_choices(scores: &Scores, reward: &str) -> Result<Vec<Option<Choice>>> {
     Ok(scores.get(reward)?.iter().map(|&sides| Some(Choice::by_score(sides))).collect())
+}
+
+/// How often each reward agrees with the raw labels, in the scores' order.
+///
+/// # Errors
+/// [`Error::Shape`] where pairs and scores are not as many.
+pub fn agreements(pairs: &[Preference], scores: &Scores) -> Result<Vec<(String, Agreement)>> {
+    if !scores.rewards().is_empty() && scores.len() != pairs.len() {
+        return Err(Error::Shape(format!("{} pairs, but scores of {}", pairs.len(), scores.len())));
+    }
+    let raw = raw_choices(pairs);
+    let with = |reward: &String| Ok((reward.clone(), agreement(&raw, &reward_choices(scores, reward)?)));
+    scores.rewards().iter().map(with).collect()
+}
+
+/// How often each two rewards agree with each other: first, second, agreement.
+///
+/// # Errors
+/// None that [`Scores`] lets happen; kept for the look-up by name.
+pub fn agreements_between(scores: &Scores) -> Result<Vec<(String, String, Agreement)>> {
+    let mut table = Vec::new();
+    for (place, first) in scores.rewards().iter().enumerate() {
+        for second in &scores.rewards()[place + 1..] {
+            let counted = agreement(&reward_choices(scores, first)?, &reward_choices(scores, second)?);
+            table.push((first.clone(), second.clone(), counted));
+        }
+    }
+    Ok(table)
 }
 
 #[cfg(test)]
@@ -308,7 +350,18 @@ mod tests {
         let found = agreement(&raw_choices(&pairs), &reward_choices(&scores, "clip").unwrap());
         assert_eq!(found, Agreement { same: 2, both: 3, left_out: 2 });
         assert_eq!(found.fraction(), Some(2.0 / 3.0));
-        assert_eq!(agreement(&[None], &[None]).fraction(), None);
+        let empty = agreement(&[None], &[None]);
+        assert_eq!(empty.fraction(), None);
+        assert!(empty.interval(0.95).unwrap_err().to_string().contains("1 pairs are left out"));
+        let table = agreements(&pairs, &scores).unwrap();
+        assert_eq!(table[0], ("clip".into(), found));
+        assert_eq!(table[1].1, Agreement { same: 2, both: 3, left_out: 2 });
+        let between = agreements_between(&scores).unwrap();
+        assert_eq!(between, [("clip".into(), "hps".into(), Agreement { same: 2, both: 4, left_out: 1 })]);
+        // Wilson's 95 % interval of 2 out of 3, as statsmodels' proportion_confint gives it.
+        let interval = found.interval(0.95).unwrap();
+        assert!((interval.low - 0.20765960080204776).abs() < 1e-9 && (interval.high - 0.9385080552796037).abs() < 1e-9);
+        assert!(agreements(&pairs[1..], &scores).is_err());
     }
 
     #[test]

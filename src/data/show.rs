@@ -20,8 +20,8 @@ const TIE: [u8; 3] = [214, 158, 46];
 /// each reward in `scores` chooses. `origin` is the dataset's path, for messages.
 ///
 /// # Errors
-/// [`crate::Error::Data`](crate::error::Error::Data) where a picture is not there or cannot be decoded;
-/// [`crate::Error::Shape`](crate::error::Error::Shape) where there is nothing to show.
+/// [`Error::Data`](crate::error::Error::Data) where a picture is not there or cannot be decoded;
+/// [`Error::Shape`](crate::error::Error::Shape) where there is nothing to show.
 pub fn sheet(
     pairs: &[Preference],
     scores: Option<&Scores>,
