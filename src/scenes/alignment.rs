@@ -232,6 +232,30 @@ mod tests {
     }
 
     #[test]
+    fn noise_of_a_sampler_does_not_hide_errors() {
+        let mut s = stream(Seed::new(1), "alignment", 0);
+        let (mut wins, mut right) = (0, Vec::new());
+        let count = 120;
+        while right.len() < count {
+            let scene = sample_scene(&mut s, [1.0, 1.0, 1.0], Split::Train);
+            let spoil: Spoil = if s.chance(0.5) { colour } else { shape };
+            let Some(wrong) = spoil(&scene, &mut s) else { continue };
+            if !super::super::is_drawable(&wrong) {
+                continue;
+            }
+            let [good, bad] = [&scene, &wrong].map(|drawn| {
+                let clean = render(drawn, &Style::sample(&mut s), &mut s);
+                let noisy = clean.rgb().iter().map(|&byte| (f64::from(byte) + 10.0 * s.normal()) as u8);
+                alignment(&Image::new(64, 64, noisy.collect()), &scene)
+            });
+            wins += usize::from(good > bad);
+            right.push(good);
+        }
+        println!("noisy: wins {wins} of {count}, right median {:.3}", half(right.iter()));
+        assert!(wins as f64 > 0.9 * count as f64 && half(right.iter()) > 0.9);
+    }
+
+    #[test]
     fn an_empty_picture_shows_nothing() {
         let scene = super::super::parse("a red circle left of a blue square").unwrap();
         assert!(alignment(&Image::new(64, 64, vec![128; 3 * 64 * 64]), &scene) < 0.01);

@@ -40,36 +40,27 @@ pub struct Blob {
 const SPECK: f64 = 14.0;
 /// The least colour distance from the background that makes an object.
 const FLOOR: f64 = 0.10;
+/// A background whose hue strays by no more than this is clean.
+const CLEAN: f64 = 0.03;
 
 impl Percept {
     /// Takes a picture apart.
     pub fn of(image: &Image) -> Self {
         let (width, height) = (image.width(), image.height());
-        let pixels: Vec<[f64; 3]> = image
+        let mut pixels: Vec<[f64; 3]> = image
             .rgb()
             .chunks_exact(3)
             .map(|p| [p[0], p[1], p[2]].map(|byte| f64::from(byte) / 255.0))
             .collect();
-        let border: Vec<[f64; 3]> = (0..pixels.len())
-            .filter(|at| {
-                let (x, y) = (at % width, at / width);
-                x < 2 || y < 2 || x + 2 >= width || y + 2 >= height
-            })
-            .map(|at| pixels[at])
-            .collect();
-        let background: [f64; 3] = std::array::from_fn(|k| quantile(border.iter().map(|p| p[k]), 0.5));
-        let ground = luma(background);
-        // Stripes and grain move the luma alone: as much of that as the border shows is no object.
-        let spread = quantile(border.iter().map(|&p| (luma(p) - ground).abs()), 0.97) + 0.03;
-        let distances: Vec<f64> = pixels
-            .iter()
-            .map(|&p| {
-                let shift = luma(p) - ground;
-                let beyond = (shift.abs() - spread).max(0.0);
-                let chroma: f64 = (0..3).map(|k| (p[k] - background[k] - shift).powi(2)).sum();
-                (chroma + beyond * beyond).sqrt()
-            })
-            .collect();
+        let mut ground = Ground::of(&pixels, width, height);
+        if ground.hue_spread > CLEAN {
+            // A model's sampler may leave coloured noise; a small blur takes most of it off and few edges.
+            pixels = blurred(&pixels, width, height);
+            ground = Ground::of(&pixels, width, height);
+        }
+        let background = ground.colour;
+        let floor = FLOOR.max(2.0 * ground.hue_spread);
+        let distances: Vec<f64> = pixels.iter().map(|&p| ground.distance(p)).collect();
         let peaks = local_maximum(&distances, width, height, 4);
         // Half the local peak is the middle of an antialiased edge, whatever the object's contrast.
         let cover: Vec<f32> = distances
@@ -77,7 +68,7 @@ impl Percept {
             .zip(&peaks)
             .map(
                 |(d, peak)| {
-                    if *peak < FLOOR { 0.0 } else { ((d / peak - 0.25) / 0.5).clamp(0.0, 1.0) as f32 }
+                    if *peak < floor { 0.0 } else { ((d / peak - 0.25) / 0.5).clamp(0.0, 1.0) as f32 }
                 },
             )
             .collect();
@@ -94,6 +85,62 @@ impl Percept {
     pub fn background_odds(&self) -> Vec<f64> {
         odds(self.background, &BACKGROUNDS)
     }
+}
+
+/// The bare background, as the picture's border shows it.
+struct Ground {
+    colour: [f64; 3],
+    /// How far the luma strays: stripes and grain move it alone, and as much as that is no object.
+    luma_spread: f64,
+    /// How far the hue strays.
+    hue_spread: f64,
+}
+
+impl Ground {
+    fn of(pixels: &[[f64; 3]], width: usize, height: usize) -> Self {
+        let border: Vec<[f64; 3]> = (0..pixels.len())
+            .filter(|at| {
+                let (x, y) = (at % width, at / width);
+                x < 2 || y < 2 || x + 2 >= width || y + 2 >= height
+            })
+            .map(|at| pixels[at])
+            .collect();
+        let colour = std::array::from_fn(|k| quantile(border.iter().map(|p| p[k]), 0.5));
+        let mut ground = Self { colour, luma_spread: 0.0, hue_spread: 0.0 };
+        ground.luma_spread = quantile(border.iter().map(|&p| ground.parts(p).0.abs()), 0.97) + 0.03;
+        ground.hue_spread = quantile(border.iter().map(|&p| ground.parts(p).1), 0.9);
+        ground
+    }
+
+    /// How far a colour is from the background: in luma, and in what is left.
+    fn parts(&self, p: [f64; 3]) -> (f64, f64) {
+        let shift = luma(p) - luma(self.colour);
+        let hue: f64 = (0..3).map(|k| (p[k] - self.colour[k] - shift).powi(2)).sum();
+        (shift, hue.sqrt())
+    }
+
+    fn distance(&self, p: [f64; 3]) -> f64 {
+        let (shift, hue) = self.parts(p);
+        hue.hypot((shift.abs() - self.luma_spread).max(0.0))
+    }
+}
+
+/// A 3×3 binomial blur; beyond the edges the outermost pixels go on.
+fn blurred(pixels: &[[f64; 3]], width: usize, height: usize) -> Vec<[f64; 3]> {
+    let pass = |from: &[[f64; 3]], along_rows: bool| -> Vec<[f64; 3]> {
+        (0..from.len())
+            .map(|at| {
+                let (x, y) = (at % width, at / width);
+                let (before, after) = if along_rows {
+                    (at - usize::from(x > 0), at + usize::from(x + 1 < width))
+                } else {
+                    (at - width * usize::from(y > 0), at + width * usize::from(y + 1 < height))
+                };
+                std::array::from_fn(|k| 0.25 * (from[before][k] + from[after][k]) + 0.5 * from[at][k])
+            })
+            .collect()
+    };
+    pass(&pass(pixels, true), false)
 }
 
 impl Blob {

@@ -1,8 +1,17 @@
-use super::super::{Split, Style, alignment, measure, render, sample_scene};
+use std::sync::LazyLock;
+
+use super::super::alignment::alignment_percept;
+use super::super::measure::measure_percept;
+use super::super::perceive::Percept;
+use super::super::{Split, Style, render, sample_scene};
 use super::*;
 
+type Judged = (Measured, f64);
+
+static RENDERED: LazyLock<Vec<Vec<Judged>>> = LazyLock::new(|| renders(300));
+
 /// Measured renders of training captions, four styles each, with their alignments.
-fn renders(count: usize) -> Vec<Vec<(Measured, f64)>> {
+fn renders(count: usize) -> Vec<Vec<Judged>> {
     let mut s = stream(Seed::new(0), "population renders", 0);
     (0..count)
         .map(|_| {
@@ -10,7 +19,8 @@ fn renders(count: usize) -> Vec<Vec<(Measured, f64)>> {
             (0..4)
                 .map(|_| {
                     let image = render(&scene, &Style::sample(&mut s), &mut s);
-                    (measure(&image), alignment(&image, &scene))
+                    let percept = Percept::of(&image);
+                    (measure_percept(&image, &percept), alignment_percept(&percept, &scene))
                 })
                 .collect()
         })
@@ -95,26 +105,22 @@ fn populations_are_disjoint_and_vary_as_documented() {
 }
 
 /// How often the signs of two judgements of the first two pictures of each caption agree.
-fn agreement(
-    groups: &[Vec<(Measured, f64)>],
-    a: impl Fn(&(Measured, f64)) -> f64,
-    b: impl Fn(&(Measured, f64)) -> f64,
-) -> f64 {
-    let agree = |pair: &&[(Measured, f64)]| (a(&pair[0]) > a(&pair[1])) == (b(&pair[0]) > b(&pair[1]));
-    let pairs: Vec<&[(Measured, f64)]> = groups.iter().flat_map(|group| group.chunks_exact(2)).collect();
+fn agreement(groups: &[Vec<Judged>], a: impl Fn(&Judged) -> f64, b: impl Fn(&Judged) -> f64) -> f64 {
+    let agree = |pair: &&[Judged]| (a(&pair[0]) > a(&pair[1])) == (b(&pair[0]) > b(&pair[1]));
+    let pairs: Vec<&[Judged]> = groups.iter().flat_map(|group| group.chunks_exact(2)).collect();
     pairs.iter().filter(|pair| agree(pair)).count() as f64 / pairs.len() as f64
 }
 
 #[test]
 fn tastes_disagree_where_they_should() {
-    let groups = renders(300);
+    let groups = &RENDERED[..];
     let (hps, pick) = (Population::new(Seed::new(6), Kind::Hps), Population::new(Seed::new(6), Kind::Pick));
     let utility =
-        |population: &Population, p: &(Measured, f64)| population.utility(&population.mean_user(), &p.0, p.1);
-    let taste = |p: &(Measured, f64)| aesthetic(&p.0);
-    let hps_aesthetic = agreement(&groups, |p| utility(&hps, p), taste);
-    let pick_aesthetic = agreement(&groups, |p| utility(&pick, p), taste);
-    let hps_pick = agreement(&groups, |p| utility(&hps, p), |p| utility(&pick, p));
+        |population: &Population, p: &Judged| population.utility(&population.mean_user(), &p.0, p.1);
+    let taste = |p: &Judged| aesthetic(&p.0);
+    let hps_aesthetic = agreement(groups, |p| utility(&hps, p), taste);
+    let pick_aesthetic = agreement(groups, |p| utility(&pick, p), taste);
+    let hps_pick = agreement(groups, |p| utility(&hps, p), |p| utility(&pick, p));
     println!("hps-aesthetic {hps_aesthetic:.3}, pick-aesthetic {pick_aesthetic:.3}, hps-pick {hps_pick:.3}");
     // 600 pairs: a standard error of 2 %. Users whose tastes were one could not be told apart by any method.
     assert!((0.30..0.60).contains(&hps_aesthetic), "{hps_aesthetic}");
