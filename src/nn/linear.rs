@@ -29,6 +29,9 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> TensorResu
 
 struct Linear;
 
+/// Multiplications below which gemm does not pack its arguments.
+const SMALL_PRODUCT: usize = 1 << 16;
+
 /// `out (rows, n) = bias + x (rows, k) · (k, n)`, one block of rows a thread.
 fn affine(out: &mut [f32], (n, k): (usize, usize), x: &[f32], w: (usize, usize, &[f32]), bias: &[f32]) {
     let (row, column, data) = w;
@@ -38,19 +41,10 @@ fn affine(out: &mut [f32], (n, k): (usize, usize), x: &[f32], w: (usize, usize, 
         if !bias.is_empty() {
             out.chunks_exact_mut(n).for_each(|out| out.copy_from_slice(bias));
         }
-        // Below some size gemm takes a path of its own, chosen by the number of rows too, that rounds differently.
-        if n * k < 1024 {
-            for (out, x) in out.chunks_exact_mut(n).zip(x.chunks_exact(k)) {
-                for (j, out) in out.iter_mut().enumerate() {
-                    *out += slice::sum(k, |i| x[i] * data[i * row + j * column]);
-                }
-            }
-            return;
-        }
         let rhs = slice::Matrix { data, row, column };
-        // One or two rows would take another path through gemm than many do, and round differently.
-        if rows < 4 {
-            let padded_rows = 4;
+        // gemm treats small products another way, and rounds differently: they are padded with rows of zeros.
+        let padded_rows = SMALL_PRODUCT.div_ceil(n * k).max(4);
+        if rows < padded_rows {
             let mut padded_x = vec![0f32; padded_rows * k];
             padded_x[..x.len()].copy_from_slice(x);
             let mut padded = vec![0f32; padded_rows * n];
@@ -164,16 +158,28 @@ mod tests {
 
     #[test]
     fn a_row_is_the_same_alone_and_among_many() {
-        for (n, k) in [(128, 128), (512, 128), (128, 512), (640, 192), (7, 5)] {
+        for (n, k) in [
+            (128, 128),
+            (512, 128),
+            (128, 512),
+            (640, 192),
+            (7, 5),
+            (160, 24),
+            (64, 64),
+            (96, 64),
+            (32, 40),
+            (192, 48),
+            (48, 192),
+            (48, 40),
+            (24, 96),
+            (33, 47),
+        ] {
             let (many, w, b) = (var(&[160, k], 3), var(&[n, k], 4), var(&[n], 5));
             let all = linear(&many, &w, Some(&b)).unwrap();
-            for rows in [1, 2, 3, 5, 64] {
+            for rows in [1, 2, 3, 4, 5, 7, 12, 16, 17, 64] {
                 let some = linear(&many.narrow(0, 3, rows).unwrap(), &w, Some(&b)).unwrap();
-                assert_eq!(
-                    values(&some),
-                    values(&all.narrow(0, 3, rows).unwrap()),
-                    "{rows} rows of ({n}, {k})"
-                );
+                let same = values(&some) == values(&all.narrow(0, 3, rows).unwrap());
+                assert!(same, "{rows} rows of ({n}, {k})");
             }
         }
     }

@@ -293,7 +293,7 @@ impl Study {
         }
         let mut reasons: Vec<_> =
             counts.into_iter().map(|(reason, count)| (reason.to_owned(), count)).collect();
-        reasons.sort_by(|a, b| b.1.cmp(&a.1));
+        reasons.sort_by_key(|reason| std::cmp::Reverse(reason.1));
         reasons
     }
 

@@ -182,7 +182,7 @@ pub fn traces(design: &Design) -> Vec<Trace> {
                     loss: 0.693 - 0.06 * progress + 0.01 * noise.normal(),
                     margin: preference.then(|| 0.4 * progress + 0.02 * noise.normal()),
                     implicit_accuracy: preference.then(|| 0.5 + 0.15 * progress + 0.03 * noise.normal()),
-                    saturation: preference.then(|| 0.2 * progress * progress),
+                    saturation: preference.then_some(0.2 * progress * progress),
                     error_chosen: None,
                     error_rejected: None,
                     gradient_norm: 1.0 - 0.3 * progress,

@@ -11,3 +11,4 @@ mod ppd_step;
 mod reward;
 mod stage_c;
 mod stats;
+mod training;

@@ -1,0 +1,210 @@
+//! Fine-tuning and sampling on a tiny base model with random weights: nothing depends on the number of workers or on
+//! the batch, reference errors are shared, and a planted preference is learned.
+
+use std::sync::Mutex;
+
+use candle_core::{DType, Device, Tensor};
+use ppd::adapter;
+use ppd::base::Base;
+use ppd::diffusion::{SamplerConfig, Schedule, UnconditionalUser};
+use ppd::generate::{Request, Sampling, sample};
+use ppd::models::clip::{TextConfig, TextTower};
+use ppd::models::latent_codec::{self, LatentCodec};
+use ppd::models::stage_c::{Config, StageC};
+use ppd::models::tokenizer::Tokenizer;
+use ppd::nn::workers::Workers;
+use ppd::objective;
+use ppd::pixels::Image;
+use ppd::rng::stream;
+use ppd::scenes::words;
+use ppd::train::{Bench, Example, Pairs, ReferenceErrors, Settings, Step, fine_tune};
+use ppd::units::{GuidanceScale, Seed};
+use ppd::weights::{Trainable, Weights};
+
+/// The oracle's tiny prior, with a text encoder and a codec of random weights around it.
+fn base() -> Base {
+    let fixtures = format!("{}/tests/fixtures/stage_c", env!("CARGO_MANIFEST_DIR"));
+    let prior: Config =
+        serde_json::from_str(&std::fs::read_to_string(format!("{fixtures}/config.json")).unwrap()).unwrap();
+    let weights = Weights::open(format!("{fixtures}/prior.safetensors")).unwrap();
+    let tokenizer = Tokenizer::desk(&words()).unwrap();
+    let text: TextConfig = serde_json::from_value(serde_json::json!({
+        "vocab_size": tokenizer.vocab_size(), "hidden_size": 32, "intermediate_size": 64, "projection_dim": 24,
+        "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": tokenizer.context(),
+        "hidden_act": "gelu", "eos_token_id": tokenizer.vocab_size() - 1,
+    }))
+    .unwrap();
+    let codec = latent_codec::Config {
+        latent_channels: 16,
+        widths: vec![8, 8, 16],
+        encoder_blocks: vec![0, 0, 1],
+        decoder_blocks: vec![0, 0, 1],
+    };
+    // Tensors, not variables: a base model is frozen.
+    let freeze = |seed| {
+        let trainable = Trainable::new(Seed::new(seed));
+        (trainable.clone(), trainable.builder(&Device::Cpu))
+    };
+    let frozen = |trainable: &Trainable| {
+        let tensors = trainable.tensors().into_iter().map(|(name, t)| (name, t.detach())).collect();
+        candle_nn::VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu)
+    };
+    let (text_weights, vb) = freeze(1);
+    TextTower::new(&text, vb).unwrap();
+    let (codec_weights, vb) = freeze(2);
+    LatentCodec::new(&codec, vb).unwrap();
+    Base {
+        denoiser: StageC::new(&prior, weights.builder(DType::F32, &Device::Cpu)).unwrap(),
+        text: TextTower::new(&text, frozen(&text_weights)).unwrap(),
+        tokenizer,
+        codec: LatentCodec::new(&codec, frozen(&codec_weights)).unwrap(),
+        schedule: Schedule::default(),
+    }
+}
+
+fn requests() -> Vec<Request> {
+    let prompts =
+        ["a red square", "a blue circle left of a green star", "a large pink heart on a white background"];
+    let request = |i: u64| Request { prompt: prompts[i as usize % 3].into(), index: i, seed: Seed::new(4) };
+    (0..11).map(request).collect()
+}
+
+fn draw(base: &Base, requests: &[Request], threads: usize) -> Vec<Image> {
+    let sampling = Sampling {
+        sampler: SamplerConfig { num_steps: 3, x0_clamp: Some(4.0) },
+        guidance_scale: GuidanceScale::new(3.0).unwrap(),
+        unconditional_user: UnconditionalUser::Keep,
+    };
+    sample(base, requests, &sampling, None, &Workers::new(threads).unwrap(), &|_| true).unwrap()
+}
+
+#[test]
+fn an_image_depends_on_its_own_request_alone() {
+    let (base, requests) = (base(), requests());
+    let together = draw(&base, &requests, 1);
+    assert_eq!(together.len(), requests.len());
+    assert!(draw(&base, &requests, 3) == together, "the number of workers changed an image");
+    for i in [0, 4, 10] {
+        assert!(draw(&base, &requests[i..=i], 2)[0] == together[i], "image {i} differs alone");
+    }
+    assert!(together[0] != together[3], "the same prompt under other noise is another image");
+}
+
+/// Pairs whose second image has brighter latents, and an objective that prefers it.
+fn pairs(base: &Base, count: usize) -> Pairs {
+    let mut noise = stream(Seed::new(9), "latents", 0);
+    let data: Vec<f32> = (0..count)
+        .flat_map(|_| {
+            let first = noise.normals(16 * 16);
+            let second: Vec<f32> = noise.normals(16 * 16).iter().map(|x| x + 0.7).collect();
+            first.into_iter().chain(second).collect::<Vec<f32>>()
+        })
+        .collect();
+    let captions: Vec<String> = (0..count).map(|i| requests()[i % 3].prompt.clone()).collect();
+    Pairs {
+        latents: Tensor::from_vec(data, (count, 2, 16, 4, 4), &Device::Cpu).unwrap(),
+        tokens: base.conditioning_tokens(&captions).unwrap(),
+        empty: base.conditioning_tokens(&[String::new()]).unwrap(),
+    }
+}
+
+fn settings(steps: usize) -> Settings {
+    Settings {
+        objective: serde_json::from_str::<objective::Config>(r#"{"kind": "dpo", "beta": 0.1}"#).unwrap(),
+        adapter: adapter::Config {
+            user_width: 2,
+            num_tokens: 3,
+            token_width: 8,
+            projector_bias: false,
+            projector_std: 1.0,
+        },
+        steps,
+        pairs_per_step: 6,
+        learning_rate: 3e-3,
+        warmup_steps: 2,
+        weight_decay: 0.01,
+        max_grad_norm: 1.0,
+        text_dropout: 0.1,
+        user_dropout: 0.1,
+    }
+}
+
+fn examples(count: usize, second_chosen: bool) -> Vec<Example> {
+    (0..count).map(|pair| Example { pair, second_chosen, user: vec![1.0, 0.0] }).collect()
+}
+
+/// The trained parameters' bytes and the losses of each step.
+fn run(bench: &Bench, examples: &[Example], steps: usize, threads: usize) -> (Vec<u8>, Vec<Step>) {
+    let workers = Workers::new(threads).unwrap();
+    let trace = Mutex::new(Vec::new());
+    let (_, tensors) = fine_tune(bench, examples, &settings(steps), Seed::new(5), &workers, &mut |step| {
+        trace.lock().unwrap().push(step);
+        true
+    })
+    .unwrap();
+    let bytes = tensors
+        .values()
+        .flat_map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+        .flat_map(f32::to_le_bytes)
+        .collect();
+    (bytes, trace.into_inner().unwrap())
+}
+
+#[test]
+fn training_gives_the_same_bytes_for_any_number_of_workers() {
+    let base = base();
+    let pairs = pairs(&base, 10);
+    let (one, two) = (ReferenceErrors::default(), ReferenceErrors::default());
+    let examples = examples(10, true);
+    let (first, trace) = run(&Bench { base: &base, pairs: &pairs, reference: &one }, &examples, 4, 1);
+    let (second, again) = run(&Bench { base: &base, pairs: &pairs, reference: &two }, &examples, 4, 3);
+    assert_eq!(trace, again);
+    assert_eq!(first, second);
+    // The user branch starts at zero: the first loss is exactly ln 2, and nothing is preferred yet.
+    assert!((trace[0].loss - std::f64::consts::LN_2).abs() < 1e-12, "{}", trace[0].loss);
+    assert_eq!(trace[0].preference.unwrap().margin, 0.0);
+}
+
+#[test]
+fn reference_errors_are_computed_once_whatever_the_labels_say() {
+    let base = base();
+    let pairs = pairs(&base, 10);
+    let shared = ReferenceErrors::default();
+    let bench = Bench { base: &base, pairs: &pairs, reference: &shared };
+    run(&bench, &examples(10, true), 3, 2);
+    let known = shared.len();
+    assert_eq!(known, 18, "three steps of six visits");
+    let (with_stored, _) = run(&bench, &examples(10, false), 3, 2);
+    assert_eq!(shared.len(), known, "the opposite labels visit the same draws");
+    let fresh = ReferenceErrors::default();
+    let bench = Bench { base: &base, pairs: &pairs, reference: &fresh };
+    let (alone, _) = run(&bench, &examples(10, false), 3, 2);
+    assert_eq!(with_stored, alone, "stored reference errors changed the result");
+}
+
+#[test]
+fn a_planted_preference_is_learned_and_its_opposite_too() {
+    let base = base();
+    let pairs = pairs(&base, 12);
+    let reference = ReferenceErrors::default();
+    let bench = Bench { base: &base, pairs: &pairs, reference: &reference };
+    for second_chosen in [true, false] {
+        let (_, trace) = run(&bench, &examples(12, second_chosen), 40, 2);
+        let late: f64 =
+            trace[30..].iter().map(|s| s.preference.unwrap().implicit_accuracy).sum::<f64>() / 10.0;
+        assert!(late > 0.7, "implicit accuracy {late}");
+    }
+}
+
+#[test]
+fn an_example_of_a_pair_that_is_not_there_is_refused() {
+    let base = base();
+    let pairs = pairs(&base, 2);
+    let reference = ReferenceErrors::default();
+    let bench = Bench { base: &base, pairs: &pairs, reference: &reference };
+    let workers = Workers::new(1).unwrap();
+    let outcome = fine_tune(&bench, &examples(3, true), &settings(1), Seed::new(0), &workers, &mut |_| true);
+    assert!(outcome.unwrap_err().to_string().contains("there are 2 pairs"));
+    let outcome = fine_tune(&bench, &[], &settings(1), Seed::new(0), &workers, &mut |_| true);
+    assert!(outcome.unwrap_err().to_string().contains("no pair is left"));
+}
