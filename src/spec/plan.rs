@@ -7,7 +7,9 @@ use serde_json::json;
 
 use super::source::Problems;
 use super::{Conditioning, Labels, Method, Profile, Role, Spec, claim};
+use crate::data::{Split, pick_a_pic, prompts};
 use crate::error::{Error, Result, nearest};
+use crate::pretrain::{MANIFEST, Manifest};
 use crate::provenance::{Provenance, file_digest, free_bytes};
 use crate::record::{self, Header};
 use crate::units::{Digest, Seed};
@@ -290,29 +292,37 @@ impl Spec {
         let mut digests = BTreeMap::new();
         let profile = &self.profile.name;
         for name in needed {
-            match self.profile.weights.get(&name) {
-                None => problems.push(format!("profile {profile}: no weights for `{name}` in [weights]")),
-                Some(file) => {
-                    let path = places.assets.join(file);
-                    let digest = present(&path, profile)
-                        .and_then(|()| Weights::open(&path))
-                        .and_then(|_| file_digest(&path));
-                    digests.extend(problems.take(digest).map(|digest| (format!("weights/{name}"), digest)));
-                }
-            }
+            let Some(file) = self.profile.weights.get(&name) else {
+                problems.push(format!("profile {profile}: no weights for `{name}` in [weights]"));
+                continue;
+            };
+            let digest = weights_digest(&places.assets.join(file), profile);
+            digests.extend(problems.take(digest).map(|digest| (format!("weights/{name}"), digest)));
         }
         let trains = self.methods.iter().any(|method| method.objective.is_some());
         for name in [trains.then_some("pairs"), Some(self.data.prompts.name())].into_iter().flatten() {
-            match self.profile.data.get(name) {
-                None => problems.push(format!("profile {profile}: no file for `{name}` in [data]")),
-                Some(file) => {
-                    let path = places.assets.join(file);
-                    let digest = present(&path, profile).and_then(|()| file_digest(&path));
-                    digests.extend(problems.take(digest).map(|digest| (format!("data/{name}"), digest)));
-                }
-            }
+            let Some(file) = self.profile.data.get(name) else {
+                problems.push(format!("profile {profile}: no file for `{name}` in [data]"));
+                continue;
+            };
+            let path = places.assets.join(file);
+            let digest = present(&path, profile).and_then(|()| match name {
+                "pairs" => pairs_digest(&path),
+                _ => self.prompts_digest(&path),
+            });
+            digests.extend(problems.take(digest).map(|digest| (format!("data/{name}"), digest)));
         }
         digests
+    }
+
+    /// The digest of a prompt set that has enough prompts.
+    fn prompts_digest(&self, path: &Path) -> Result<Digest> {
+        let set = prompts::read(path)?;
+        if set.prompts.len() < self.data.num_prompts {
+            let (has, asked) = (set.prompts.len(), self.data.num_prompts);
+            return Err(Error::data(path, format!("holds {has} prompts, data.num_prompts asks for {asked}")));
+        }
+        Ok(set.digest)
     }
 
     fn cell(&self, method: &Method, seed: Seed, digests: &BTreeMap<String, Digest>, folder: &Path) -> Cell {
@@ -485,6 +495,28 @@ fn present(path: &Path, profile: &str) -> Result<()> {
         return Err(Error::weights(path, "is empty; restore it, for example with `git checkout`"));
     }
     Ok(())
+}
+
+/// The digest of a model: of all files that its manifest names, checked; of the weights alone where there is none.
+fn weights_digest(path: &Path, profile: &str) -> Result<Digest> {
+    present(path, profile)?;
+    Weights::open(path)?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    if !folder.join(MANIFEST).exists() {
+        return file_digest(path);
+    }
+    let files = Manifest::read_checked(folder)?.files;
+    if !path.file_name().is_some_and(|name| files.contains_key(&*name.to_string_lossy())) {
+        return Err(Error::weights(path, format!("the {MANIFEST} beside it does not name it; restore both")));
+    }
+    Ok(Digest::of(serde_json::to_string(&files).expect("names and digests print as JSON").as_bytes()))
+}
+
+/// The digest of preference pairs: their parquet files and, beside a single file, the rewards' scores.
+fn pairs_digest(path: &Path) -> Result<Digest> {
+    let mut files = pick_a_pic::shards(path, Split::Train)?;
+    files.extend(Some(path.with_extension("scores.csv")).filter(|scores| scores.exists()));
+    pick_a_pic::digest(&files)
 }
 
 fn hash(value: &serde_json::Value, digits: usize) -> String {

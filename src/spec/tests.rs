@@ -27,7 +27,7 @@ fn places(root: &Path) -> Places {
     }
 }
 
-/// Assets of the right names: weight files without tensors, data of one line.
+/// Assets of the right names: weight files without tensors, pairs of one line; the prompts are the checkout's.
 pub(crate) fn with_assets() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     let spec = Spec::load(&request("table1", &[])).unwrap();
@@ -36,8 +36,9 @@ pub(crate) fn with_assets() -> tempfile::TempDir {
     for (bytes, files) in [(empty.as_slice(), &spec.profile.weights), (b"x\n", &spec.profile.data)] {
         for file in files.values() {
             let path = root.path().join("assets").join(file);
+            let prompts = Path::new(FOLDER).join("prompts").join(path.file_name().unwrap());
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, bytes).unwrap();
+            std::fs::write(path, std::fs::read(prompts).unwrap_or(bytes.to_vec())).unwrap();
         }
     }
     root
@@ -127,17 +128,46 @@ fn what_is_unknown_is_refused_with_its_place() {
 #[test]
 fn missing_damaged_and_empty_files_are_refused_all_at_once() {
     let root = with_assets();
-    std::fs::remove_file(root.path().join("assets/clip.safetensors")).unwrap();
-    std::fs::write(root.path().join("assets/hps.safetensors"), b"not weights").unwrap();
-    std::fs::write(root.path().join("assets/pairs.parquet"), b"").unwrap();
+    std::fs::remove_file(root.path().join("assets/desk/clip/model.safetensors")).unwrap();
+    std::fs::write(root.path().join("assets/desk/hps/model.safetensors"), b"not weights").unwrap();
+    std::fs::write(root.path().join("assets/desk/pairs.parquet"), b"").unwrap();
     let message =
         Spec::load(&request("table1", &[])).unwrap().resolve(&places(root.path())).unwrap_err().to_string();
     assert!(message.starts_with("3 problems:"), "{message}");
-    for part in
-        ["clip.safetensors: cannot be read", "--assets DIR", "hps.safetensors", "pairs.parquet: is empty"]
-    {
+    for part in [
+        "desk/clip/model.safetensors: cannot be read",
+        "--assets DIR",
+        "desk/hps/model.safetensors",
+        "pairs.parquet: is empty",
+    ] {
         assert!(message.contains(part), "{message}");
     }
+}
+
+#[test]
+fn too_few_prompts_and_files_that_their_manifest_does_not_know_are_refused() {
+    let root = with_assets();
+    let refuse = |set: &[&str]| {
+        Spec::load(&request("table1", set)).unwrap().resolve(&places(root.path())).unwrap_err().to_string()
+    };
+    let message = refuse(&["data.num_prompts=513"]);
+    assert!(message.contains("desk-test.tsv: holds 512 prompts, data.num_prompts asks for 513"), "{message}");
+
+    let folder = root.path().join("assets/desk/codec");
+    let digest = crate::provenance::file_digest(&folder.join("codec.safetensors")).unwrap();
+    let manifest = |name: &str, digest: &str| {
+        let text = serde_json::json!({
+            "kind": "codec", "recipe": {}, "steps": 1, "files": {name: digest}, "evaluation": {},
+            "date": "", "version": "", "commit": null,
+        });
+        std::fs::write(folder.join("manifest.json"), text.to_string()).unwrap();
+    };
+    manifest("codec.safetensors", digest.hex());
+    plan(root.path(), "table1", &[]);
+    manifest("codec.safetensors", &"0".repeat(64));
+    assert!(refuse(&[]).contains("codec.safetensors: its SHA-256 is"), "{}", refuse(&[]));
+    manifest("other.safetensors", digest.hex());
+    assert!(refuse(&[]).contains("other.safetensors"));
 }
 
 #[test]
@@ -169,7 +199,7 @@ fn an_id_hashes_its_inputs_and_nothing_else() {
     assert_eq!(fig3.cells.len(), 5);
 
     // Other weights, another cell; a twin is never trained on.
-    let twin = root.path().join("assets/clip-twin.safetensors");
+    let twin = root.path().join("assets/desk/clip-twin/model.safetensors");
     let tensor = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]).unwrap();
     std::fs::write(&twin, safetensors::serialize([("a", tensor)], None).unwrap()).unwrap();
     let retwinned = find(&plan(root.path(), "table1", &[]), "ppd");

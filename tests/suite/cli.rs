@@ -25,16 +25,19 @@ fn expect(folder: &Path, code: i32, arguments: &[&str]) -> (String, String) {
     (out, err)
 }
 
-/// A folder with files of the desk profile's names: weight files without tensors, data of one line.
+/// A folder with files of the desk profile's names: weight files without tensors, pairs of one line, and the prompts.
 fn with_assets() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
-    let profile = include_str!("../../experiments/profiles/desk.toml");
-    let profile: toml::Table = toml::from_str(profile).unwrap();
+    let profile: toml::Table = toml::from_str(include_str!("../../experiments/profiles/desk.toml")).unwrap();
     let mut empty = 8u64.to_le_bytes().to_vec();
     empty.extend(b"{}      ");
     for (section, bytes) in [("weights", empty.as_slice()), ("data", b"x\n")] {
         for file in profile[section].as_table().unwrap().values() {
             let path = root.path().join("assets").join(file.as_str().unwrap());
+            // The prompts are the checkout's own: plans count them.
+            let prompts = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments/prompts");
+            let own = prompts.join(path.file_name().unwrap());
+            let bytes = std::fs::read(own).unwrap_or(bytes.to_vec());
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, bytes).unwrap();
         }
@@ -86,7 +89,6 @@ fn bad_usage_ends_with_2_and_says_what_was_meant() {
 fn an_unknown_key_of_a_file_names_file_and_line() {
     let root = with_assets();
     let folder = root.path().join("experiments");
-    std::fs::create_dir(&folder).unwrap();
     let table = include_str!("../../experiments/table1.toml").replace("pairs_per_step", "pair_per_step");
     let line = 1 + table.lines().position(|line| line.starts_with("pair_per_step")).unwrap();
     std::fs::write(folder.join("table1.toml"), &table).unwrap();
@@ -99,9 +101,10 @@ fn an_unknown_key_of_a_file_names_file_and_line() {
 fn missing_and_damaged_weights_are_named_all_at_once() {
     let root = with_assets();
     let assets = root.path().join("assets");
-    std::fs::remove_file(assets.join("denoiser.safetensors")).unwrap();
-    let whole = std::fs::read(assets.join("clip.safetensors")).unwrap();
-    std::fs::write(assets.join("clip.safetensors"), &whole[..10]).unwrap();
+    std::fs::remove_file(assets.join("desk/codec/codec.safetensors")).unwrap();
+    let clip = assets.join("desk/clip/model.safetensors");
+    let whole = std::fs::read(&clip).unwrap();
+    std::fs::write(&clip, &whole[..10]).unwrap();
     let (_, err) = expect(root.path(), 2, &["reproduce", "table1"]);
     assert!(
         err.contains("2 problems")

@@ -14,8 +14,7 @@ const FLOORS: [&[&str]; 6] = [
 ];
 
 /// The imports on one floor that are allowed, each with its reason.
-const PAIRS: [(&str, &str, &str); 17] = [
-    ("error", "error", "itself"),
+const PAIRS: &[(&str, &str, &str)] = &[
     ("pixels", "error", "every constructor refuses"),
     ("progress", "error", "stopping is an error"),
     ("rng", "units", "a stream belongs to a seed"),
@@ -29,6 +28,7 @@ const PAIRS: [(&str, &str, &str); 17] = [
     ("reward", "nn", "the aesthetic head is a stack of layers"),
     ("record", "provenance", "a header holds where it comes from"),
     ("launch", "spec", "a launcher runs a plan's cells"),
+    ("spec", "pretrain", "the desk\'s weights are checked against the manifest of their training"),
     ("base", "weights", "a base model is opened from weight files"),
     ("checkpoint", "weights", "a checkpoint is a weight file with a position"),
     ("data", "image", "a pair holds encoded pictures"),
