@@ -199,7 +199,9 @@ impl Agreement {
     pub fn interval(&self, level: f64) -> Result<Estimate> {
         if self.both == 0 {
             let left_out = self.left_out;
-            return Err(Error::Spec(format!("the two label sources share no choice: {left_out} pairs are left out")));
+            return Err(Error::Spec(format!(
+                "the two label sources share no choice: {left_out} pairs are left out"
+            )));
         }
         wilson(self.same as f64, self.both as u64, level)
     }
@@ -360,7 +362,10 @@ mod tests {
         assert_eq!(between, [("clip".into(), "hps".into(), Agreement { same: 2, both: 4, left_out: 1 })]);
         // Wilson's 95 % interval of 2 out of 3, as statsmodels' proportion_confint gives it.
         let interval = found.interval(0.95).unwrap();
-        assert!((interval.low - 0.20765960080204776).abs() < 1e-9 && (interval.high - 0.9385080552796037).abs() < 1e-9);
+        assert!(
+            (interval.low - 0.20765960080204776).abs() < 1e-9
+                && (interval.high - 0.9385080552796037).abs() < 1e-9
+        );
         assert!(agreements(&pairs[1..], &scores).is_err());
     }
 
