@@ -19,13 +19,6 @@ use crate::scenes::population::{self, Population, Reference};
 use crate::scenes::{alignment, parse};
 use crate::units::{Digest, Seed};
 
-/// How the released pairs are stored.
-///
-/// Samples carry faint noise everywhere, which PNG keeps at 6 to 7 KB a picture: 3,000 pairs would take 40 MB.
-/// At quality 90 without chroma subsampling a picture takes 2 KB, and even the hard edges of renders come back with
-/// a root-mean-square error of 3 in 255. Pick-a-Pic's own pictures are JPEG too.
-pub const FORMAT: Format = Format::Jpeg(90);
-
 /// Rows of one parquet row group.
 const GROUP: usize = 500;
 
