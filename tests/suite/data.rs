@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use ppd::data::pick_a_pic::{self, Columns};
+use ppd::data::prompts;
 use ppd::data::{Preference, Split};
+use ppd::scenes;
 use ppd::units::Digest;
 use serde_json::{Value, json};
 
@@ -103,5 +105,24 @@ fn files_of_another_shape_name_file_column_expected_and_found() {
     for (name, parts) in cases {
         let message = message(name);
         assert!(message.contains(name) && parts.iter().all(|part| message.contains(part)), "{message}");
+    }
+}
+
+#[test]
+fn the_desk_benchmarks_are_read_as_the_grammar_made_them() {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("experiments/prompts");
+    for (name, part) in
+        [("desk-test.tsv", scenes::Split::Test), ("desk-validation.tsv", scenes::Split::Validation)]
+    {
+        let read = prompts::read(folder.join(name)).unwrap();
+        let made = scenes::prompts::benchmark(part);
+        assert_eq!(read.prompts.len(), made.len());
+        for (read, made) in read.prompts.iter().zip(&made) {
+            assert_eq!(
+                [read.text.as_str(), &read.category, &read.challenge, &read.note],
+                [made.prompt.as_str(), made.category, made.challenge, &made.note]
+            );
+        }
+        assert_eq!(read.categories().len(), 3);
     }
 }
