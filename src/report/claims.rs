@@ -405,12 +405,12 @@ fn p_text(p: f64) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::synthetic;
+    use super::super::testing;
     use super::*;
 
     /// The claims of the synthetic study.
     pub fn claims() -> Vec<Claim> {
-        let rewards = || synthetic::REWARDS.map(String::from).to_vec();
+        let rewards = || testing::REWARDS.map(String::from).to_vec();
         let claim = |id: &str, test: Test| Claim {
             id: id.into(),
             text: format!("Claim {id}."),
@@ -484,7 +484,7 @@ pub(super) mod tests {
     }
 
     fn verdicts() -> Vec<(String, Option<Verdict>)> {
-        judge(&synthetic::study()).unwrap().into_iter().map(|one| (one.claim.id, one.verdict)).collect()
+        judge(&testing::study()).unwrap().into_iter().map(|one| (one.claim.id, one.verdict)).collect()
     }
 
     #[test]
@@ -513,7 +513,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_reward_whose_twin_disagrees_does_not_hold() {
-        let study = synthetic::study();
+        let study = testing::study();
         let mut rows = study.rows().to_vec();
         for row in rows.iter_mut().filter(|row| row.method == "ppd") {
             // The twin of HPS sees nothing of what PPD gained.
@@ -532,7 +532,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_number_of_claims_counts() {
-        let study = synthetic::study();
+        let study = testing::study();
         let judged = judge(&study).unwrap();
         let count = judged.len() as f64;
         let one = judged.iter().find(|one| one.claim.id == "wins").unwrap();
@@ -545,7 +545,7 @@ pub(super) mod tests {
 
     #[test]
     fn missing_rows_give_no_verdict() {
-        let study = synthetic::study();
+        let study = testing::study();
         let rows = study.rows().iter().filter(|row| row.method != "sft").cloned().collect();
         let judged = judge(&Study::new(study.design.clone(), rows)).unwrap();
         let one = judged.iter().find(|one| one.claim.id == "sft-over-base").unwrap();

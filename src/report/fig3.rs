@@ -183,12 +183,12 @@ fn draw(study: &Study, hero: &Method, rivals: &[&Method], points: &[Point<'_>]) 
 
 #[cfg(test)]
 mod tests {
-    use super::super::synthetic;
+    use super::super::testing;
     use super::*;
 
     #[test]
     fn planted_effects_win_and_the_paper_stands_beside() {
-        let output = render(&synthetic::study()).unwrap().unwrap();
+        let output = render(&testing::study()).unwrap().unwrap();
         let table = &output.tables[0].1;
         assert_eq!(table.rows.len(), 4, "base and three baselines");
         let Cell::Estimate { estimate, .. } = &table.rows[0][1] else { panic!("{:?}", table.rows[0]) };

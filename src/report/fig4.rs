@@ -397,12 +397,12 @@ fn triangles(weights: &[Vec<f64>]) -> Vec<[usize; 3]> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::synthetic;
+    use super::super::testing;
     use super::*;
 
     #[test]
     fn planted_growth_gives_high_coefficients() {
-        let study = synthetic::study();
+        let study = testing::study();
         let output = render(&study).unwrap().unwrap();
         let table = &output.tables[0].1;
         assert_eq!(table.rows.len(), 6);
@@ -423,7 +423,7 @@ mod tests {
 
     #[test]
     fn curves_average_the_mixtures_of_one_weight() {
-        let study = synthetic::study();
+        let study = testing::study();
         let method = study.design.method("ppd").unwrap();
         let surface = Surface::of(&study, method, "clip").unwrap().unwrap();
         let means: Vec<f64> = surface.weights.iter().map(|weights| 10.0 * weights[0] + weights[1]).collect();
@@ -435,7 +435,7 @@ mod tests {
 
     #[test]
     fn between_mixtures_the_surface_is_linear() {
-        let study = synthetic::study();
+        let study = testing::study();
         let surface = Surface::of(&study, study.design.method("ppd").unwrap(), "clip").unwrap().unwrap();
         let plane = |at: &[f64]| 3.0 * at[0] - 2.0 * at[1] + at[2];
         let means: Vec<f64> = surface.weights.iter().map(|weights| plane(weights)).collect();
@@ -453,16 +453,16 @@ mod tests {
 
     #[test]
     fn a_failed_image_is_left_out_under_every_user() {
-        let study = synthetic::study();
+        let study = testing::study();
         let surface = Surface::of(&study, study.design.method("ppd").unwrap(), "clip").unwrap().unwrap();
         let prompts = surface.values[0].prompts();
-        assert_eq!(prompts, synthetic::PROMPTS as usize - 1);
+        assert_eq!(prompts, testing::PROMPTS as usize - 1);
         assert!(surface.values.iter().all(|values| values.prompts() == prompts));
     }
 
     #[test]
     fn methods_without_mixtures_have_no_surface() {
-        let study = synthetic::study();
+        let study = testing::study();
         assert!(Surface::of(&study, study.design.method("sft").unwrap(), "clip").unwrap().is_none());
     }
 }

@@ -252,12 +252,12 @@ fn draw(scores: &[String], lines: &[Line<'_>]) -> Scene {
 
 #[cfg(test)]
 mod tests {
-    use super::super::synthetic;
+    use super::super::testing;
     use super::*;
 
     #[test]
     fn every_method_user_and_score_is_there() {
-        let study = synthetic::study();
+        let study = testing::study();
         let output = render(&study).unwrap().unwrap();
         let table = &output.tables[0].1;
         // Seven methods without users, four with three users each: no mixtures.
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn planted_changes_are_measured_in_deviations() {
-        let study = synthetic::study();
+        let study = testing::study();
         let output = render(&study).unwrap().unwrap();
         let csv = output.figures[0].data.csv();
         let line = csv.lines().find(|line| line.starts_with("dpo-hps,none,hps,")).unwrap();

@@ -34,7 +34,7 @@ pub mod table1;
 pub mod traces;
 
 #[cfg(test)]
-mod synthetic;
+mod testing;
 
 pub use study::{Design, Method, Role, Study};
 pub use table::Table;
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn every_output_is_listed_once_and_draws_cleanly() {
-        let study = synthetic::study();
+        let study = testing::study();
         let outputs = render_all(&study).unwrap();
         let expected: Vec<&str> =
             OUTPUTS.iter().map(|entry| entry.name).filter(|name| *name != "sweep").collect();
@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn what_was_written_is_fresh_until_it_is_changed() {
         let folder = tempfile::tempdir().unwrap();
-        let outputs = render_all(&synthetic::study()).unwrap();
+        let outputs = render_all(&testing::study()).unwrap();
         let all = stale(&outputs, folder.path()).unwrap();
         assert_eq!(write(&outputs, folder.path()).unwrap(), all);
         assert!(stale(&outputs, folder.path()).unwrap().is_empty());
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_study_without_rows_gives_no_outputs() {
-        let design = synthetic::study().design;
+        let design = testing::study().design;
         assert!(render_all(&Study::new(design, Vec::new())).unwrap().is_empty());
     }
 }

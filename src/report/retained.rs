@@ -159,12 +159,12 @@ fn draw(study: &Study, hero: &Method, all: &[Kept], margin: Option<f64>) -> Scen
 
 #[cfg(test)]
 mod tests {
-    use super::super::synthetic;
+    use super::super::testing;
     use super::*;
 
     #[test]
     fn planted_fractions_are_covered() {
-        let output = render(&synthetic::study()).unwrap().unwrap();
+        let output = render(&testing::study()).unwrap().unwrap();
         let table = &output.tables[0].1;
         assert_eq!(table.rows.len(), 6);
         for row in &table.rows {

@@ -187,7 +187,7 @@ mod tests {
 
     use super::super::panel::faults;
     use super::super::study::{Design, Method, User};
-    use super::super::synthetic;
+    use super::super::testing;
     use super::*;
     use crate::record::Row;
     use crate::rng::stream;
@@ -271,6 +271,6 @@ mod tests {
 
     #[test]
     fn a_study_that_is_no_sweep_has_none() {
-        assert!(render(&synthetic::study()).unwrap().is_none());
+        assert!(render(&testing::study()).unwrap().is_none());
     }
 }

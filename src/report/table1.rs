@@ -174,12 +174,12 @@ pub(super) fn failures(study: &Study) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::synthetic;
+    use super::super::testing;
     use super::*;
 
     #[test]
     fn planted_gains_are_found_within_their_intervals() {
-        let study = synthetic::study();
+        let study = testing::study();
         let output = render(&study).unwrap().unwrap();
         let (_, gains) = &output.tables[1];
         let row = gains.rows.iter().find(|row| row[0] == Cell::text("PPD")).unwrap();
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_specialist_stands_in_its_own_column_only() {
-        let table = &render(&synthetic::study()).unwrap().unwrap().tables[0].1;
+        let table = &render(&testing::study()).unwrap().unwrap().tables[0].1;
         let row = table.rows.iter().find(|row| row[0] == Cell::text("DPO (HPS)")).unwrap();
         assert_eq!(row[1..7].iter().filter(|cell| **cell == Cell::Missing).count(), 6);
         assert!(matches!(row[7], Cell::Estimate { .. }) && row[8] == Cell::number(Some(28.61), 2));
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn failures_are_counted_and_never_zero() {
-        let study = synthetic::study();
+        let study = testing::study();
         let markdown = render(&study).unwrap().unwrap().tables[0].1.markdown();
         assert!(markdown.contains("2 of "), "{markdown}");
         assert!(markdown.contains("2 × a pixel is not finite"));
@@ -218,8 +218,8 @@ mod tests {
 
     #[test]
     fn markdown_is_as_it_was() {
-        let output = render(&synthetic::study()).unwrap().unwrap();
+        let output = render(&testing::study()).unwrap().unwrap();
         let text: String = output.tables.iter().map(|(_, table)| table.markdown() + "\n").collect();
-        super::super::synthetic::snapshot("table1.md", &text);
+        super::super::testing::snapshot("table1.md", &text);
     }
 }

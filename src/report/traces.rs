@@ -155,7 +155,7 @@ fn draw(study: &Study, curves: &[Curve<'_>]) -> Scene {
 
 #[cfg(test)]
 mod tests {
-    use super::super::synthetic;
+    use super::super::testing;
     use super::*;
 
     #[test]
@@ -176,7 +176,7 @@ mod tests {
 
     #[test]
     fn every_trained_method_is_plotted() {
-        let study = synthetic::study();
+        let study = testing::study();
         let output = render(&study).unwrap().unwrap();
         let csv = output.figures[0].data.csv();
         let methods: std::collections::BTreeSet<&str> =

@@ -114,12 +114,12 @@ pub fn design() -> Design {
     }
 }
 
-pub fn rows(design: &Design) -> Vec<Row> {
+pub fn rows(design: &Design, seeds: u64, prompts: u32) -> Vec<Row> {
     let mut rows = Vec::new();
     for (place, method) in design.methods.iter().enumerate() {
         for User { condition, .. } in &method.conditions {
-            for train_seed in 0..if method.role == Role::Base { 1 } else { SEEDS } {
-                for prompt in 0..PROMPTS {
+            for train_seed in 0..if method.role == Role::Base { 1 } else { seeds } {
+                for prompt in 0..prompts {
                     let mut scores = BTreeMap::new();
                     for (index, reward) in REWARDS.iter().enumerate() {
                         let mut levels = stream(Seed::new(index as u64), "level", u64::from(prompt));
@@ -198,7 +198,7 @@ pub fn traces(design: &Design) -> Vec<Trace> {
 /// The whole study.
 pub fn study() -> Study {
     let design = design();
-    let rows = rows(&design);
+    let rows = rows(&design, SEEDS, PROMPTS);
     let traces = traces(&design);
     let mut study = Study::new(design, rows);
     study.traces = traces;
