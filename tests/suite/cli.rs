@@ -108,8 +108,8 @@ fn missing_and_damaged_weights_are_named_all_at_once() {
     let (_, err) = expect(root.path(), 2, &["reproduce", "table1"]);
     assert!(
         err.contains("2 problems")
-            && err.contains("denoiser.safetensors")
-            && err.contains("clip.safetensors"),
+            && err.contains("desk/codec/codec.safetensors")
+            && err.contains("desk/clip/model.safetensors"),
         "{err}"
     );
     assert!(!root.path().join("results").exists(), "refused before anything is written");

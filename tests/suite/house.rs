@@ -64,7 +64,10 @@ fn sources() -> Vec<Source> {
 
 /// The code without comments and without what is compiled for tests only.
 fn code(source: &Source) -> String {
-    let is_test_file = source.path.file_name().is_some_and(|name| name == "tests.rs" || name == "testing.rs");
+    let is_test_file = source
+        .path
+        .file_name()
+        .is_some_and(|name| ["tests.rs", "testing.rs", "synthetic.rs"].iter().any(|test| name == *test));
     if is_test_file {
         return String::new();
     }
