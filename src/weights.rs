@@ -17,6 +17,7 @@ use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 use memmap2::Mmap;
 use safetensors::SafeTensors;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, nearest};
 use crate::rng;
@@ -31,6 +32,8 @@ struct Opened {
     digest: Option<Digest>,
     metadata: BTreeMap<String, String>,
     source: Source,
+    /// Where tensors are looked for that this file lacks.
+    beneath: Option<Weights>,
 }
 
 enum Source {
@@ -38,6 +41,19 @@ enum Source {
     Safetensors { map: Mmap, data_start: usize, index: BTreeMap<String, Stored> },
     /// PyTorch's zip of pickled tensors.
     Pickle(PthTensors),
+}
+
+/// The header's entry in which a file names, as a [`Beneath`], the file that it was tuned from.
+pub const BENEATH: &str = "beneath";
+
+/// The file that another one was tuned from: tensors that tuning left alone are stored there only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Beneath {
+    /// Where it stands, from the folder of the file above.
+    pub file: PathBuf,
+    /// Its SHA-256.
+    pub digest: Digest,
 }
 
 /// One tensor of a safetensors header; its bytes are `from..to` after the header.
@@ -55,7 +71,8 @@ impl std::fmt::Debug for Weights {
 }
 
 impl Weights {
-    /// Opens a weight file: safetensors, or PyTorch's zip format by the extensions `pt`, `pth`, `bin` and `ckpt`.
+    /// Opens a weight file: safetensors, or PyTorch's zip format by the extensions `pt`, `pth`, `bin` and `ckpt`. Where
+    /// its header names a file [`Beneath`], that one is opened and checked too, and gives what this one lacks.
     ///
     /// # Errors
     /// Where the file cannot be read, is truncated, or is of neither format.
@@ -93,7 +110,20 @@ impl Weights {
             Some("pt" | "pth" | "bin" | "ckpt") => (Source::Pickle(open_pickle(path)?), BTreeMap::new()),
             _ => open_safetensors(path, map)?,
         };
-        Ok(Self(Arc::new(Opened { path: path.to_path_buf(), digest, metadata, source })))
+        let beneath = match metadata.get(BENEATH) {
+            Some(text) => {
+                let named: Beneath = serde_json::from_str(text).map_err(|fault| {
+                    Error::weights(
+                        path,
+                        format!("its header's `{BENEATH}` cannot be read: {fault}; make the file again"),
+                    )
+                })?;
+                let folder = path.parent().unwrap_or(Path::new("."));
+                Some(Self::open_checked(folder.join(&named.file), &named.digest)?)
+            }
+            None => None,
+        };
+        Ok(Self(Arc::new(Opened { path: path.to_path_buf(), digest, metadata, source, beneath })))
     }
 
     /// The file.
@@ -137,6 +167,9 @@ impl Weights {
     /// [`Error::Weights`] where the key is missing or the shape is another one.
     pub fn get(&self, shape: impl Into<Shape>, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let (expected, got) = (shape.into(), self.shape(name));
+        if let (None, Some(beneath)) = (&got, &self.0.beneath) {
+            return beneath.get(expected, name, dtype, device);
+        }
         match got {
             Some(got) if got == expected.dims() => self.read(name, dtype, device),
             Some(got) => Err(Error::weights(
@@ -156,6 +189,9 @@ impl Weights {
     /// # Errors
     /// [`Error::Weights`] where the key is missing.
     pub fn read(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        if let (None, Some(beneath)) = (self.shape(name), &self.0.beneath) {
+            return beneath.read(name, dtype, device);
+        }
         let tensor = match &self.0.source {
             Source::Safetensors { map, data_start, index } => {
                 let stored = index.get(name).ok_or_else(|| self.missing(name))?;
@@ -196,7 +232,7 @@ impl SimpleBackend for Weights {
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.shape(name).is_some()
+        self.shape(name).is_some() || self.0.beneath.as_ref().is_some_and(|below| below.contains_tensor(name))
     }
 }
 
@@ -440,106 +476,4 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn some_tensors() -> BTreeMap<String, Tensor> {
-        let a = Tensor::from_vec(vec![1f32, -2.5, 3.25, 0.0, 5.0, 6.0], (2, 3), &Device::Cpu).unwrap();
-        BTreeMap::from([("a.weight".to_string(), a.clone()), ("b".to_string(), a.flatten_all().unwrap())])
-    }
-
-    #[test]
-    fn saving_and_opening_gives_back_tensors_and_metadata() {
-        let dir = tempfile::tempdir().unwrap();
-        let metadata = BTreeMap::from([("seed".to_string(), "7".to_string())]);
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
-            let path = dir.path().join(format!("{dtype:?}.safetensors"));
-            let digest = save(&path, &some_tensors(), dtype, &metadata).unwrap();
-            assert_eq!(
-                digest,
-                save(&path, &some_tensors(), dtype, &metadata).unwrap(),
-                "same tensors, same bytes"
-            );
-            let weights = Weights::open_checked(&path, &digest).unwrap();
-            assert_eq!(weights.metadata(), &metadata);
-            let vb = weights.builder(DType::F32, &Device::Cpu);
-            let back = vb.pp("a").get((2, 3), "weight").unwrap().to_vec2::<f32>().unwrap();
-            assert_eq!(
-                back,
-                vec![vec![1.0, -2.5, 3.25], vec![0.0, 5.0, 6.0]],
-                "these are exact in every dtype"
-            );
-        }
-    }
-
-    #[test]
-    fn faults_name_file_key_expected_and_found() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("w.safetensors");
-        save(&path, &some_tensors(), DType::F32, &BTreeMap::new()).unwrap();
-        let vb = Weights::open(&path).unwrap().builder(DType::F32, &Device::Cpu);
-        let fault: Error = vb.get((3, 2), "a.weight").unwrap_err().into();
-        let text = fault.to_string();
-        assert!(matches!(fault, Error::Weights { .. }));
-        assert!(
-            text.contains("w.safetensors") && text.contains("[2, 3]") && text.contains("[3, 2]"),
-            "{text}"
-        );
-        let text = Error::from(vb.get(3, "a.weigth").unwrap_err()).to_string();
-        assert!(
-            text.contains("no tensor `a.weigth`") && text.contains("nearest") && text.contains("`a.weight`"),
-            "{text}"
-        );
-
-        let whole = std::fs::read(&path).unwrap();
-        for keep in [0, 5, 20, whole.len() - 1] {
-            std::fs::write(&path, &whole[..keep]).unwrap();
-            let text = Weights::open(&path).unwrap_err().to_string();
-            assert!(
-                text.contains("not a complete safetensors file") && text.contains("again"),
-                "{keep}: {text}"
-            );
-        }
-        std::fs::write(&path, &whole).unwrap();
-        let text = Weights::open_checked(&path, &Digest::of(b"other")).unwrap_err().to_string();
-        assert!(text.contains("SHA-256") && text.contains("manifest"), "{text}");
-        assert!(matches!(Weights::open(dir.path().join("absent.safetensors")), Err(Error::Io { .. })));
-        let pth = dir.path().join("torn.pth");
-        std::fs::write(&pth, &whole).unwrap();
-        assert!(Weights::open(&pth).unwrap_err().to_string().contains("not a PyTorch zip checkpoint"));
-    }
-
-    #[test]
-    fn variables_depend_on_seed_and_name_alone() {
-        let randn = Init::Randn { mean: 0.0, stdev: 0.5 };
-        let make = |seed: u64, names: &[&str]| {
-            let trainable = Trainable::new(Seed::new(seed));
-            let vb = trainable.builder(&Device::Cpu);
-            for name in names {
-                vb.get_with_hints((4, 50), name, randn).unwrap();
-            }
-            trainable
-                .tensors()
-                .into_iter()
-                .map(|(n, t)| (n, t.to_vec2::<f32>().unwrap()))
-                .collect::<BTreeMap<_, _>>()
-        };
-        let (one, two) = (make(1, &["x", "y"]), make(1, &["y", "z", "x"]));
-        assert_eq!(one["x"], two["x"]);
-        assert_eq!(one["y"], two["y"]);
-        assert_ne!(one["x"], one["y"]);
-        assert_ne!(one["x"], make(2, &["x"])["x"]);
-        let mean_square = one["x"].iter().flatten().map(|v| v * v).sum::<f32>() / 200.0;
-        assert!((mean_square.sqrt() - 0.5).abs() < 0.1, "{mean_square}");
-    }
-
-    #[test]
-    fn asking_twice_gives_the_same_variable() {
-        let trainable = Trainable::new(Seed::new(1));
-        let vb = trainable.builder(&Device::Cpu);
-        vb.get_with_hints(3, "x", candle_nn::init::ONE).unwrap();
-        vb.get_with_hints(3, "x", candle_nn::init::ZERO).unwrap();
-        assert_eq!(trainable.tensors()["x"].to_vec1::<f32>().unwrap(), [1.0; 3]);
-        assert!(vb.get(4, "x").is_err());
-    }
-}
+mod tests;

@@ -5,9 +5,11 @@ use std::path::{Path, PathBuf};
 use super::{Global, Verdict, progress, terminal};
 use crate::base::open_codec;
 use crate::error::{Error, Result};
+use crate::pretrain::aesthetic::{self, AestheticConfig};
 use crate::pretrain::clip::{self, ClipConfig};
 use crate::pretrain::codec::{self, CodecConfig};
 use crate::pretrain::denoiser::{self, DenoiserConfig};
+use crate::pretrain::hps::{self, HpsConfig};
 use crate::pretrain::{MANIFEST, Manifest, Step};
 
 #[derive(Debug, clap::Args)]
@@ -31,6 +33,18 @@ enum Model {
     Clip,
     /// The CLIP reward's twin, which no method trains on
     ClipTwin,
+    /// The CLIP under the aesthetic reward
+    AestheticBackbone,
+    /// The CLIP under its twin
+    AestheticTwinBackbone,
+    /// The aesthetic reward's head
+    Aesthetic,
+    /// Its twin, over another CLIP
+    AestheticTwin,
+    /// The HPS-like reward, tuned from the CLIP reward
+    Hps,
+    /// Its twin, tuned from the CLIP reward's twin
+    HpsTwin,
 }
 
 impl Model {
@@ -40,6 +54,12 @@ impl Model {
             Self::Denoiser => "denoiser",
             Self::Clip => "clip",
             Self::ClipTwin => "clip-twin",
+            Self::AestheticBackbone => "aesthetic-backbone",
+            Self::AestheticTwinBackbone => "aesthetic-twin-backbone",
+            Self::Aesthetic => "aesthetic",
+            Self::AestheticTwin => "aesthetic-twin",
+            Self::Hps => "hps",
+            Self::HpsTwin => "hps-twin",
         }
     }
 }
@@ -79,12 +99,34 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
             let codec = open_codec(&global.assets.join("desk/codec/codec.safetensors"))?;
             denoiser::run(&config, codec, &folder, threads, &mut |step| watch(total, step))?;
         }
-        Model::Clip | Model::ClipTwin => {
-            let mut config =
-                if arguments.model == Model::Clip { ClipConfig::reward() } else { ClipConfig::twin() };
+        Model::Clip | Model::ClipTwin | Model::AestheticBackbone | Model::AestheticTwinBackbone => {
+            let mut config = match arguments.model {
+                Model::Clip => ClipConfig::reward(),
+                Model::ClipTwin => ClipConfig::twin(),
+                Model::AestheticBackbone => ClipConfig::aesthetic(),
+                _ => ClipConfig::aesthetic_twin(),
+            };
             config.optimisation.steps = steps(config.optimisation.steps);
             let total = config.optimisation.steps;
             clip::run(&config, &folder, threads, &mut |step| watch(total, step))?;
+        }
+        Model::Aesthetic | Model::AestheticTwin => {
+            let (mut config, backbone) = match arguments.model {
+                Model::Aesthetic => (AestheticConfig::reward(), Model::AestheticBackbone),
+                _ => (AestheticConfig::twin(), Model::AestheticTwinBackbone),
+            };
+            config.optimisation.steps = steps(config.optimisation.steps);
+            let (total, backbone) = (config.optimisation.steps, folder.with_file_name(backbone.name()));
+            aesthetic::run(&config, &backbone, &folder, threads, &mut |step| watch(total, step))?;
+        }
+        Model::Hps | Model::HpsTwin => {
+            let (mut config, from) = match arguments.model {
+                Model::Hps => (HpsConfig::reward(), Model::Clip),
+                _ => (HpsConfig::twin(), Model::ClipTwin),
+            };
+            config.optimisation.steps = steps(config.optimisation.steps);
+            let (total, from) = (config.optimisation.steps, installed.with_file_name(from.name()));
+            hps::run(&config, &from, &folder, threads, &mut |step| watch(total, step))?;
         }
     }
     let stopped = progress.stopping();
@@ -93,10 +135,16 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
         anyhow::bail!("stopped; the same command goes on from the last state in {}", folder.display());
     }
     // A denoiser that is stopped early is a model too: its manifest says after how many of the recipe's steps.
-    let manifest = install(&folder, &installed)?;
+    // A backbone is a step on the way: its head's file holds what is needed of it.
+    let (manifest, place) = match arguments.model {
+        Model::AestheticBackbone | Model::AestheticTwinBackbone => {
+            (Manifest::read_checked(&folder)?, &folder)
+        }
+        _ => (install(&folder, &installed)?, &installed),
+    };
     terminal::say(
         global.quiet,
-        &format!("{name}: {} steps, installed in {}", manifest.steps, installed.display()),
+        &format!("{name}: {} steps, installed in {}", manifest.steps, place.display()),
     );
     for (what, value) in &manifest.evaluation {
         terminal::say(global.quiet, &format!("  {what}: {value:.4}"));

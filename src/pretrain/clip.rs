@@ -7,21 +7,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{D, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::manifest::Manifest;
 use super::pairs::{Change, any_style, degrade, near_miss};
+use super::stored::store;
 use super::trainer::{Optimisation, Step, Trainer};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::models::clip::{Activation, Clip, Config, TextConfig, VisionConfig};
 use crate::models::tokenizer::{DESK_CONTEXT, Tokenizer, desk_json};
 use crate::pixels::Image;
-use crate::reward::{Pixels, Scorer};
+use crate::reward::{self, Pixels, Reward, Scorer, cosine};
 use crate::rng::{Stream, stream};
 use crate::scenes::{ObjectWeights, SIDE, Scene, Split, render, sample_scene, style_words, words};
 use crate::units::Seed;
-use crate::weights::{self, Trainable, Weights};
+use crate::weights::Trainable;
 
 /// The recipe of a desk CLIP.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +36,8 @@ pub struct ClipConfig {
     pub near_misses: usize,
     /// The share of captions that may carry style words.
     pub style_captions: f64,
+    /// The share of the steps in which scenes have one object, so that shapes are learned before arrangements.
+    pub single_objects: f64,
     /// Length and speed; a micro-batch is one contrastive batch.
     pub optimisation: Optimisation,
 }
@@ -56,51 +59,49 @@ pub struct Towers {
 }
 
 impl ClipConfig {
-    /// The CLIP reward, whose text tower also conditions the denoiser.
+    /// The CLIP reward.
     pub fn reward() -> Self {
+        let towers =
+            Towers { vision_width: 96, vision_layers: 4, text_width: 96, text_layers: 2, projection: 96 };
         Self {
             seed: Seed::new(1001),
-            towers: Towers {
-                vision_width: 128,
-                vision_layers: 4,
-                text_width: 128,
-                text_layers: 3,
-                projection: 128,
-            },
+            towers,
             near_misses: 2,
             style_captions: 0.5,
+            single_objects: 0.3,
             optimisation: Optimisation {
-                steps: 3000,
+                steps: 2400,
                 micro_batches: 1,
-                micro_batch: 128,
+                micro_batch: 96,
                 learning_rate: 1e-3,
-                warmup_steps: 200,
+                warmup_steps: 60,
                 weight_decay: 0.02,
                 max_grad_norm: 1.0,
-                ema_decay: 0.998,
+                ema_decay: 0.995,
             },
         }
     }
 
-    /// The reward's twin: other seed, hence other scenes, and other widths and depth.
+    /// The reward's twin: other seed, hence other scenes, and another width and depth.
     pub fn twin() -> Self {
         let towers =
-            Towers { vision_width: 96, vision_layers: 5, text_width: 96, text_layers: 3, projection: 96 };
+            Towers { vision_width: 80, vision_layers: 5, text_width: 80, text_layers: 2, projection: 80 };
         Self { seed: Seed::new(2002), towers, ..Self::reward() }
     }
 
-    /// The backbone of the aesthetic head, which is another CLIP than the CLIP reward.
+    /// The backbone of the aesthetic head, which is another CLIP than the CLIP reward. More captions speak of style.
     pub fn aesthetic() -> Self {
         let towers =
-            Towers { vision_width: 96, vision_layers: 4, text_width: 96, text_layers: 2, projection: 96 };
-        Self { seed: Seed::new(3003), towers, style_captions: 0.8, ..Self::reward() }
+            Towers { vision_width: 96, vision_layers: 3, text_width: 64, text_layers: 2, projection: 96 };
+        let optimisation = Optimisation { steps: 700, ..Self::reward().optimisation };
+        Self { seed: Seed::new(3003), towers, style_captions: 0.8, optimisation, ..Self::reward() }
     }
 
     /// The backbone of the aesthetic head's twin.
     pub fn aesthetic_twin() -> Self {
         let towers =
-            Towers { vision_width: 112, vision_layers: 4, text_width: 96, text_layers: 2, projection: 112 };
-        Self { seed: Seed::new(4004), towers, style_captions: 0.8, ..Self::reward() }
+            Towers { vision_width: 80, vision_layers: 4, text_width: 64, text_layers: 2, projection: 80 };
+        Self { seed: Seed::new(4004), towers, ..Self::aesthetic() }
     }
 
     /// A few steps of a tiny model, to try the loop.
@@ -169,9 +170,14 @@ fn caption(scene: &Scene, styles: &[&str], share: f64, draw: &mut Stream) -> Str
 pub(super) fn batch(config: &ClipConfig, index: u64) -> (Vec<Image>, Vec<String>) {
     let size = config.optimisation.micro_batch;
     let mut draw = stream(config.seed, "clip batch", index);
+    let step = index as f64 / config.optimisation.micro_batches as f64;
+    let objects = match step < config.single_objects * config.optimisation.steps as f64 {
+        true => [1.0, 0.0, 0.0],
+        false => OBJECTS,
+    };
     let (mut images, mut captions, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
     while images.len() < size {
-        let scene = sample_scene(&mut draw, OBJECTS, Split::Train);
+        let scene = sample_scene(&mut draw, objects, Split::Train);
         let mut group = vec![scene.clone()];
         group.extend((0..config.near_misses).filter_map(|_| near_miss(&scene, Split::Train, &mut draw)));
         for scene in group {
@@ -205,7 +211,7 @@ fn loss(clip: &Clip, tokenizer: &Tokenizer, config: &ClipConfig, index: u64) -> 
     Ok((total * 0.5)?)
 }
 
-/// Trains, or goes on training, a CLIP, and leaves in `out`: `model.safetensors` (f16), `config.json`,
+/// Trains, or goes on training, a CLIP, and leaves in `out`: `model.safetensors` (f16), `reward.json`,
 /// `tokenizer.json` and `manifest.json`, beside the training state. `progress` says after each step whether to go on;
 /// where it stops, the state is kept and there is no manifest.
 ///
@@ -224,30 +230,14 @@ pub fn run(
     let clip = Clip::new(&model, trainable.builder(&Device::Cpu))?;
     let mut trainer = Trainer::new(&config.optimisation, &trainable, threads)?;
     let state = out.join("state.safetensors");
-    if state.exists() {
-        trainer.resume(&state)?;
+    if !trainer.run(&state, progress, |index| loss(&clip, &tokenizer, config, index))? {
+        return Ok(None);
     }
-    while !trainer.is_done() {
-        let step = trainer.advance(|index| loss(&clip, &tokenizer, config, index))?;
-        let go_on = progress(step);
-        if step.step % 200 == 0 || trainer.is_done() || !go_on {
-            trainer.save(&state)?;
-        }
-        if !go_on {
-            return Ok(None);
-        }
-    }
-    weights::save(out.join("model.safetensors"), &trainer.averaged(), DType::F16, &BTreeMap::new())?;
-    let json = serde_json::to_string_pretty(&model).expect("a config is plain data") + "\n";
-    for (name, text) in [("config.json", json), ("tokenizer.json", desk_json(&words)?)] {
-        let path = out.join(name);
-        std::fs::write(&path, text).map_err(Error::io("write", &path))?;
-    }
-    let stored = Weights::open(out.join("model.safetensors"))?;
-    let scorer =
-        Scorer::new(&model, &Pixels::default(), stored.builder(DType::F32, &Device::Cpu), tokenizer)?;
-    let evaluation = evaluate(&scorer, 256)?;
-    let files = ["model.safetensors", "config.json", "tokenizer.json"];
+    let reward = reward::Config::Clip(reward::clip::Config { clip: model, pixels: Pixels::default() });
+    let (stored, files) =
+        store(out, &reward, Some(&desk_json(&words)?), &trainer.averaged(), &BTreeMap::new())?;
+    let Reward::Clip(stored) = stored else { unreachable!("it was stored as a CLIP") };
+    let evaluation = evaluate(stored.scorer(), 256)?;
     Manifest::write(out, "clip", config, trainer.step(), &files, evaluation).map(Some)
 }
 
@@ -275,13 +265,12 @@ pub fn evaluate(scorer: &Scorer, count: usize) -> Result<BTreeMap<String, f64>> 
         let (pictures, texts) = (scorer.embed_images(&images)?, scorer.embed_prompts(&captions)?);
         let mut right = 0;
         for (i, picture) in pictures.iter().enumerate() {
-            let own = crate::reward::cosine(picture, &texts[i]);
+            let own = cosine(picture, &texts[i]);
             cosines.push(own);
             let others = (1..CANDIDATES).map(|j| (i + j * count / CANDIDATES) % count);
             // A caption that is the same in words is no wrong answer.
-            let beaten = others
-                .filter(|&j| captions[j] != captions[i])
-                .all(|j| crate::reward::cosine(picture, &texts[j]) < own);
+            let beaten =
+                others.filter(|&j| captions[j] != captions[i]).all(|j| cosine(picture, &texts[j]) < own);
             right += usize::from(beaten);
         }
         results.insert(
@@ -298,9 +287,10 @@ pub fn evaluate(scorer: &Scorer, count: usize) -> Result<BTreeMap<String, f64>> 
             }
             let wrong: Vec<String> = pairs.iter().map(|(_, caption)| caption.clone()).collect();
             let wrong = scorer.embed_prompts(&wrong)?;
-            let right = pairs.iter().zip(&wrong).filter(|((i, _), wrong)| {
-                crate::reward::cosine(&pictures[*i], &texts[*i]) > crate::reward::cosine(&pictures[*i], wrong)
-            });
+            let right = pairs
+                .iter()
+                .zip(&wrong)
+                .filter(|((i, _), wrong)| cosine(&pictures[*i], &texts[*i]) > cosine(&pictures[*i], wrong));
             let share = right.count() as f64 / pairs.len() as f64;
             results.insert(format!("near miss in {}, {} object(s)", change.name(), objects + 1), share);
         }
@@ -330,18 +320,18 @@ mod tests {
         assert_eq!(Manifest::read_checked(&whole).unwrap(), one);
         // Sixteen candidates told apart by chance alone.
         assert!((losses[0] - 16f64.ln()).abs() < 1.0, "{losses:?}");
-        std::fs::write(whole.join("config.json"), "{}").unwrap();
+        std::fs::write(whole.join("reward.json"), "{}").unwrap();
         assert!(Manifest::read_checked(&whole).unwrap_err().to_string().contains("manifest"));
     }
 
     #[test]
     fn a_batch_is_its_index_and_repeats_no_caption() {
         let config = ClipConfig::reward();
-        let (images, captions) = batch(&config, 3);
-        assert_eq!((images.len(), captions.len()), (128, 128));
-        assert_eq!(batch(&config, 3), (images, captions.clone()));
-        assert_ne!(batch(&config, 4).1, captions);
-        assert_eq!(captions.iter().collect::<BTreeSet<_>>().len(), 128);
+        let (images, captions) = batch(&config, 903);
+        assert_eq!((images.len(), captions.len()), (96, 96));
+        assert_eq!(batch(&config, 903), (images, captions.clone()));
+        assert_ne!(batch(&config, 904).1, captions);
+        assert_eq!(captions.iter().collect::<BTreeSet<_>>().len(), 96);
         let tokenizer = Tokenizer::desk(&words()).unwrap();
         let tokens = tokenizer.encode(&captions).unwrap();
         assert!(tokens.ids.iter().flatten().all(|&id| id != 1), "every word is known");

@@ -3,7 +3,7 @@
 use crate::pixels::Image;
 use crate::rng::Stream;
 use crate::scenes::{
-    Background, Colour, Relation, Scene, Shape, Size, Split, is_drawable, split, style::Style,
+    Background, Colour, Relation, Scene, Shape, Size, Split, is_drawable, render, split, style::Style,
 };
 
 /// How a near miss differs from its scene.
@@ -73,10 +73,24 @@ impl Change {
     }
 }
 
+/// How near misses are drawn: what towers are slow to see comes more often.
+const DRAWN: [Change; 10] = [
+    Change::Shape,
+    Change::Shape,
+    Change::Shape,
+    Change::Relation,
+    Change::Relation,
+    Change::Binding,
+    Change::Binding,
+    Change::Colour,
+    Change::Size,
+    Change::Background,
+];
+
 /// A scene of the same part that differs from `scene` in one random respect; after many vain attempts `None`.
 pub fn near_miss(scene: &Scene, part: Split, stream: &mut Stream) -> Option<Scene> {
     (0..64).find_map(|_| {
-        let change = *stream.pick(Change::ALL);
+        let change = *stream.pick(&DRAWN);
         change.apply(scene, stream).filter(|other| split(other) == part)
     })
 }
@@ -127,6 +141,18 @@ fn blurred(rgb: &[f32], width: usize, height: usize) -> Vec<f32> {
 pub fn any_style(stream: &mut Stream) -> Style {
     // One in eight is neutral, as the pictures of a plain base are.
     if stream.chance(0.125) { Style::neutral() } else { Style::sample(stream) }
+}
+
+/// A picture of `scene` with up to two mistakes in what it shows, under any style, degraded now and then: as the
+/// pictures are that people are asked to choose between.
+pub fn flawed_picture(scene: &Scene, part: Split, stream: &mut Stream) -> Image {
+    let mut shown = scene.clone();
+    for _ in 0..[0, 0, 1, 2][stream.below(4)] {
+        shown = near_miss(&shown, part, stream).unwrap_or(shown);
+    }
+    let style = any_style(stream);
+    let picture = render(&shown, &style, stream);
+    degrade(picture, stream)
 }
 
 #[cfg(test)]

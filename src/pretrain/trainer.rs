@@ -135,6 +135,33 @@ impl Trainer {
         Ok(Step { step: self.step, loss: total, gradient_norm: norm, learning_rate })
     }
 
+    /// Steps to the end, from the state in `path` where there is one; stores the state now and then. `progress` hears of
+    /// each step and stops the loop by answering false: then the state is kept and the result is false.
+    ///
+    /// # Errors
+    /// As [`Trainer::advance`], and where the disk refuses.
+    pub fn run(
+        &mut self,
+        path: &Path,
+        progress: &mut dyn FnMut(Step) -> bool,
+        loss: impl Fn(u64) -> Result<Tensor> + Sync,
+    ) -> Result<bool> {
+        if path.exists() {
+            self.resume(path)?;
+        }
+        while !self.is_done() {
+            let step = self.advance(&loss)?;
+            let go_on = progress(step);
+            if step.step.is_multiple_of(200) || self.is_done() || !go_on {
+                self.save(path)?;
+            }
+            if !go_on {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn update_average(&mut self) -> Result<()> {
         // Early on the average follows quickly: it would otherwise remember the random start for ever.
         let decay = self.optimisation.ema_decay.min((1.0 + self.step as f64) / (10.0 + self.step as f64));

@@ -73,7 +73,9 @@ impl VisionTower {
                 patch,
                 normal(0.02),
             )?,
-            position_embedding: tower.get_with_hints((side * side + 1, width), position, normal(0.02))?,
+            // As loud as the patches at the start: quieter, the first norm would nearly hide where a patch stands, and
+            // shapes and relations, which are arrangements of patches, would be learned late.
+            position_embedding: tower.get_with_hints((side * side + 1, width), position, normal(0.3))?,
             pre_layernorm: LayerNorm::new(width, cfg.layer_norm_eps, tower.pp(pre))?,
             blocks: Block::stack(&blocks, layout, tower.clone())?,
             post_layernorm: LayerNorm::new(width, cfg.layer_norm_eps, tower.pp(post))?,
