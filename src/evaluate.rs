@@ -49,6 +49,11 @@ impl Scorers {
         Ok(Self { rewards, measured: measured.to_vec() })
     }
 
+    /// The name of every score: the rewards, then the measured statistics.
+    pub fn names(&self) -> Vec<String> {
+        self.rewards.iter().map(|(name, _)| name).chain(&self.measured).cloned().collect()
+    }
+
     /// All scores of each image.
     ///
     /// # Errors

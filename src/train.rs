@@ -9,21 +9,28 @@
 //! into one coefficient each, and workers go back through the denoiser; gradients are summed in the order of the
 //! micro-batches, so the result does not depend on the number of workers. No branch here asks which method it is.
 
+mod reference;
+
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Mutex;
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
+use serde::{Deserialize, Serialize};
 
 use crate::adapter::{self, Adapter, drop_user};
 use crate::base::Base;
+use crate::checkpoint;
 use crate::diffusion::per_sample_error;
 use crate::error::{Error, Result};
 use crate::nn::workers::Workers;
-use crate::nn::{AdamW, AdamWConfig, KeyValue, clip_gradients};
+use crate::nn::{AdamW, AdamWConfig, KeyValue, LearningRate, clip_gradients};
 use crate::objective::{self, BatchErrors};
+pub use crate::record::Step;
 use crate::rng::stream;
-use crate::units::Seed;
+use crate::units::{Digest, Seed};
 use crate::weights::Trainable;
+
+pub use reference::ReferenceErrors;
 
 /// How an adapter is fine-tuned.
 #[derive(Debug, Clone, PartialEq)]
@@ -36,10 +43,8 @@ pub struct Settings {
     pub steps: usize,
     /// Visits of pairs in each step.
     pub pairs_per_step: usize,
-    /// AdamW's learning rate after warm-up.
-    pub learning_rate: f64,
-    /// Steps of linear warm-up; the first step already has a share of the rate.
-    pub warmup_steps: usize,
+    /// AdamW's learning rate at each step.
+    pub learning_rate: LearningRate,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Largest norm of the whole gradient.
@@ -84,63 +89,40 @@ impl Pairs {
     }
 }
 
-/// The reference's errors on the two images of a pair, by (seed, pair, visit), shared by every method.
-#[derive(Debug, Default)]
-pub struct ReferenceErrors {
-    known: Mutex<HashMap<(Seed, usize, usize), [f64; 2]>>,
-}
-
-impl ReferenceErrors {
-    fn get(&self, seed: Seed, visit: &Visit) -> Option<[f64; 2]> {
-        self.lock().get(&(seed, visit.example.pair, visit.occurrence)).copied()
-    }
-
-    fn set(&self, seed: Seed, visit: &Visit, errors: [f64; 2]) {
-        self.lock().insert((seed, visit.example.pair, visit.occurrence), errors);
-    }
-
-    /// How many are stored.
-    pub fn len(&self) -> usize {
-        self.lock().len()
-    }
-
-    /// True where none is stored.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<(Seed, usize, usize), [f64; 2]>> {
-        self.known.lock().expect("no thread panics while it holds the reference errors")
-    }
-}
-
-/// What all trainings of a study share.
+/// What a training works on, shared with others.
 pub struct Bench<'a> {
     /// The frozen base model.
     pub base: &'a Base,
     /// The pairs.
     pub pairs: &'a Pairs,
-    /// What the base itself makes of them.
+    /// What the base itself makes of them, for this seed and text dropout.
     pub reference: &'a ReferenceErrors,
 }
 
-/// What one step measured.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Step {
-    /// Steps done, this one included.
-    pub step: usize,
-    /// The mean loss.
-    pub loss: f64,
-    /// The objective's view of the batch, where it has preferences.
-    pub preference: Option<objective::PreferenceTrace>,
-    /// The policy's mean error on chosen images, less the reference's where that is known.
-    pub error_chosen: f64,
-    /// The same on rejected images, where they were predicted.
-    pub error_rejected: Option<f64>,
-    /// The gradient's norm before clipping.
-    pub gradient_norm: f64,
-    /// The step's learning rate.
-    pub learning_rate: f64,
+/// Where a training keeps its state.
+pub struct Keep<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// The digest of everything that decides the training's course: a file of another is refused.
+    pub config: &'a Digest,
+    /// Steps between two saves.
+    pub every: usize,
+}
+
+/// A finished training.
+pub struct Trained {
+    /// The adapter; its parameters are variables still.
+    pub adapter: Adapter,
+    /// Those parameters by name.
+    pub tensors: BTreeMap<String, Tensor>,
+    /// What each step measured, those before an interruption included.
+    pub trace: Vec<Step>,
+}
+
+/// A training's place in its run, as a checkpoint holds it; visits and draws follow from it.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Position {
+    trace: Vec<Step>,
 }
 
 /// One pair visited in one step.
@@ -188,18 +170,21 @@ struct Predicted {
 
 /// Fine-tunes an adapter; `observe` hears of each step and stops the work by answering false.
 ///
-/// Returns the adapter, whose parameters are variables still, and those parameters by name.
+/// With `keep`, the state is stored now and then, at a stop too, and a later call goes on from there to the same bytes;
+/// the file is removed at the end.
 ///
 /// # Errors
-/// [`Error::NonFinite`] where the loss or the gradient is not finite, [`Error::Spec`] where there is nothing to train on.
+/// [`Error::Stopped`] where `observe` asked for it, [`Error::NonFinite`] where the loss or the gradient is not finite,
+/// [`Error::Spec`] where there is nothing to train on, and those of the disk.
 pub fn fine_tune(
     bench: &Bench,
     examples: &[Example],
     settings: &Settings,
     seed: Seed,
     workers: &Workers,
-    observe: &mut dyn FnMut(Step) -> bool,
-) -> Result<(Adapter, BTreeMap<String, Tensor>)> {
+    keep: Option<&Keep>,
+    observe: &mut dyn FnMut(&Step) -> bool,
+) -> Result<Trained> {
     let Bench { base, pairs, .. } = bench;
     if let Some(example) = examples.iter().find(|example| example.pair >= pairs.len()) {
         let count = pairs.len();
@@ -217,8 +202,20 @@ pub fn fine_tune(
     let variables: Vec<(String, Var)> = trainable.vars().into_iter().collect();
     let config = AdamWConfig { weight_decay: settings.weight_decay, ..AdamWConfig::default() };
     let mut optimiser = AdamW::new(variables.clone(), config)?;
+    let mut position = Position::default();
+    if let Some(keep) = keep
+        && let Some(stored) = checkpoint::load::<Position>(keep.path, keep.config)?
+    {
+        position = stored.position;
+        trainable.load(&stored.weights)?;
+        let read = |name: &str| stored.weights.read(name, DType::F32, &Device::Cpu);
+        optimiser.restore(OPTIMISER, position.trace.len(), read)?;
+    }
     let mut visits = Visits::new(examples, seed);
-    for step in 0..settings.steps {
+    for _ in 0..position.trace.len() * settings.pairs_per_step {
+        visits.next();
+    }
+    for step in position.trace.len()..settings.steps {
         let batch: Vec<Visit> = (0..settings.pairs_per_step).map(|_| visits.next()).collect();
         let micro_batches: Vec<&[Visit]> = batch.chunks(MICRO_BATCH).collect();
         let predicted = workers
@@ -238,26 +235,42 @@ pub fn fine_tune(
         }))?;
         let gradient_norm = clip_gradients(&mut grads, settings.max_grad_norm)?;
         finite("the gradient's norm", gradient_norm, step)?;
-        let warmup = ((step + 1) as f64 / settings.warmup_steps.max(1) as f64).min(1.0);
-        let learning_rate = settings.learning_rate * warmup;
+        let learning_rate = settings.learning_rate.at(step);
         optimiser.step(&grads, learning_rate)?;
         let mean = |errors: &[f64]| errors.iter().sum::<f64>() / errors.len().max(1) as f64;
-        let go_on = observe(Step {
-            step: step + 1,
+        let measured = Step {
+            step: step as u64,
             loss: loss.value,
-            preference: loss.preference,
-            error_chosen: mean(&errors.policy_chosen) - mean(&errors.reference_chosen),
+            margin: loss.preference.map(|p| p.margin),
+            implicit_accuracy: loss.preference.map(|p| p.implicit_accuracy),
+            saturation: loss.preference.map(|p| p.saturation),
+            error_chosen: Some(mean(&errors.policy_chosen) - mean(&errors.reference_chosen)),
             error_rejected: (!errors.policy_rejected.is_empty())
                 .then(|| mean(&errors.policy_rejected) - mean(&errors.reference_rejected)),
             gradient_norm,
             learning_rate,
-        });
+        };
+        let go_on = observe(&measured);
+        position.trace.push(measured);
+        if let Some(keep) = keep
+            && (!go_on || (step + 1).is_multiple_of(keep.every))
+        {
+            let mut tensors = trainable.tensors();
+            tensors.extend(optimiser.state(OPTIMISER));
+            checkpoint::save(keep.path, keep.config, &position, &tensors)?;
+        }
         if !go_on {
-            break;
+            return Err(Error::Stopped);
         }
     }
-    Ok((adapter, trainable.tensors()))
+    if let Some(keep) = keep.filter(|keep| keep.path.exists()) {
+        std::fs::remove_file(keep.path).map_err(Error::io("remove", keep.path))?;
+    }
+    Ok(Trained { adapter, tensors: trainable.tensors(), trace: position.trace })
 }
+
+/// Before the names of an optimiser's moments in a checkpoint.
+const OPTIMISER: &str = "optimiser.";
 
 fn finite(what: &str, value: f64, step: usize) -> Result<()> {
     if value.is_finite() { Ok(()) } else { Err(Error::NonFinite { what: what.into(), value, step }) }
@@ -315,7 +328,8 @@ fn predict(
 
     let mut known = Vec::new();
     if needs.reference {
-        let stored: Option<Vec<[f64; 2]>> = visits.iter().map(|visit| reference.get(seed, visit)).collect();
+        let stored: Option<Vec<[f64; 2]>> =
+            visits.iter().map(|visit| reference.get(visit.example.pair, visit.occurrence)).collect();
         known = match stored {
             // Stored as (first, second) image of the pair; wanted as (chosen, rejected).
             Some(stored) => stored.iter().zip(visits).map(|(e, v)| oriented(*e, v)).collect(),
@@ -326,7 +340,7 @@ fn predict(
                     (0..count).map(|i| [errors[i], errors.get(count + i).copied().unwrap_or(f64::NAN)]);
                 let pairs: Vec<[f64; 2]> = pairs.collect();
                 for (visit, errors) in visits.iter().zip(&pairs) {
-                    reference.set(seed, visit, oriented(*errors, visit));
+                    reference.set(visit.example.pair, visit.occurrence, oriented(*errors, visit));
                 }
                 pairs
             }

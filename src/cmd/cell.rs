@@ -1,7 +1,9 @@
 //! One cell from its plan to its record: train the adapter or find it, sample, score, append.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::rc::Rc;
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
@@ -18,12 +20,13 @@ use crate::evaluate::Scorers;
 use crate::generate::{Request, Sampling, sample};
 use crate::launch::Session;
 use crate::nn::workers::Workers;
+use crate::nn::{Decay, LearningRate, Warmup};
 use crate::pixels::Image;
 use crate::progress::Progress;
 use crate::record::{Key, Recorder, Row, Step, read_trace, write_trace};
-
-use crate::spec::{Cell, Condition, Conditioning, Labels, Plan, Profile};
-use crate::train::{self, Bench, Example, Pairs, ReferenceErrors};
+use crate::spec::{self, Cell, Condition, Conditioning, Labels, Plan};
+use crate::train::{self, Bench, Example, Keep, Pairs, ReferenceErrors, Trained};
+use crate::units::Digest;
 
 /// What the cells of one run share, each opened when the first cell needs it.
 pub(super) struct Laboratory<'a> {
@@ -35,11 +38,13 @@ pub(super) struct Laboratory<'a> {
     prompts: OnceCell<Vec<Prompt>>,
     preferences: OnceCell<(Vec<Preference>, scores::Scores)>,
     pairs: OnceCell<Pairs>,
-    reference: ReferenceErrors,
+    reference: RefCell<BTreeMap<Digest, Rc<ReferenceErrors>>>,
 }
 
 /// Images between two writes to the record: what a kill loses at most.
 const CHUNK: usize = 64;
+/// Steps between two saves of a training's state.
+const KEPT_EVERY: usize = 50;
 
 impl<'a> Laboratory<'a> {
     pub(super) fn new(plan: &'a Plan, session: &'a Session) -> Result<Self> {
@@ -52,7 +57,7 @@ impl<'a> Laboratory<'a> {
             prompts: OnceCell::new(),
             preferences: OnceCell::new(),
             pairs: OnceCell::new(),
-            reference: ReferenceErrors::default(),
+            reference: RefCell::default(),
         })
     }
 
@@ -89,44 +94,60 @@ impl<'a> Laboratory<'a> {
         let blocks = self.base()?.denoiser.config().attention_blocks();
         if !path.exists() {
             std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-            let mut trace = Vec::new();
-            let (adapter, tensors) = self.train(cell, &mut trace, progress)?;
-            write_trace(&folder, &trace)?;
+            let trained = self.train(cell, key, &folder, progress)?;
+            write_trace(&folder, &trained.trace)?;
             let notes = BTreeMap::from([("training".to_owned(), cell.config["training"].to_string())]);
-            save_adapter(&path, &adapter, &tensors, &notes)?;
+            save_adapter(&path, &trained.adapter, &trained.tensors, &notes)?;
         }
         Ok((open_adapter(&path, &blocks, &Device::Cpu)?, read_trace(&folder)?))
     }
 
-    fn train(
-        &self,
-        cell: &Cell,
-        trace: &mut Vec<Step>,
-        progress: &Progress,
-    ) -> Result<(Adapter, BTreeMap<String, Tensor>)> {
+    fn train(&self, cell: &Cell, key: &str, folder: &Path, progress: &Progress) -> Result<Trained> {
         let settings = self.settings(cell)?;
         let examples = self.examples(cell)?;
-        let bench = Bench { base: self.base()?, pairs: self.pairs()?, reference: &self.reference };
+        let reference = self.reference(cell)?;
+        let bench = Bench { base: self.base()?, pairs: self.pairs()?, reference: &reference };
+        let (state, config) = (folder.join("state.safetensors"), Digest::of(key.as_bytes()));
+        let keep = Keep { path: &state, config: &config, every: KEPT_EVERY };
         progress.begin("train", settings.steps);
-        let mut observe = |step: train::Step| {
-            trace.push(Step {
-                step: step.step as u64 - 1,
-                loss: step.loss,
-                margin: step.preference.map(|p| p.margin),
-                implicit_accuracy: step.preference.map(|p| p.implicit_accuracy),
-                saturation: step.preference.map(|p| p.saturation),
-                error_chosen: Some(step.error_chosen),
-                error_rejected: step.error_rejected,
-                gradient_norm: step.gradient_norm,
-                learning_rate: step.learning_rate,
-            });
-            progress.advance(1);
-            !progress.stopping()
-        };
-        let trained =
-            train::fine_tune(&bench, &examples, &settings, cell.train_seed, &self.workers, &mut observe)?;
-        progress.check()?;
-        Ok(trained)
+        let mut begun = false;
+        let trained = train::fine_tune(
+            &bench,
+            &examples,
+            &settings,
+            cell.train_seed,
+            &self.workers,
+            Some(&keep),
+            &mut |step| {
+                // What an interrupted training had done counts as done.
+                progress.advance(if begun { 1 } else { step.step as usize + 1 });
+                begun = true;
+                !progress.stopping()
+            },
+        );
+        reference.store()?;
+        trained
+    }
+
+    /// What the base makes of the pairs under a cell's seed and text dropout, shared by all cells that have the same.
+    fn reference(&self, cell: &Cell) -> Result<Rc<ReferenceErrors>> {
+        let inputs = ["weights/denoiser", "weights/text-encoder", "weights/codec", "data/pairs"]
+            .map(|name| cell.digests.get(name));
+        let belongs_to = serde_json::json!({
+            "schema": 1,
+            "inputs": inputs,
+            "seed": cell.train_seed,
+            "text_dropout": cell.method.train.text_dropout,
+        });
+        let digest = Digest::of(belongs_to.to_string().as_bytes());
+        let mut stores = self.reference.borrow_mut();
+        if let Some(store) = stores.get(&digest) {
+            return Ok(store.clone());
+        }
+        let path = self.plan.places.cache.join("reference").join(format!("{}.csv", digest.short()));
+        let store = Rc::new(ReferenceErrors::open(path)?);
+        stores.insert(digest, store.clone());
+        Ok(store)
     }
 
     fn settings(&self, cell: &Cell) -> Result<train::Settings> {
@@ -149,8 +170,12 @@ impl<'a> Laboratory<'a> {
             },
             steps: train.steps,
             pairs_per_step: train.pairs_per_step,
-            learning_rate: train.learning_rate,
-            warmup_steps: train.warmup_steps,
+            learning_rate: LearningRate {
+                peak: train.learning_rate,
+                warmup_steps: train.warmup_steps,
+                warmup: Warmup::default(),
+                decay: Decay::default(),
+            },
             weight_decay: train.weight_decay,
             max_grad_norm: train.max_grad_norm,
             text_dropout: train.text_dropout,
@@ -202,11 +227,7 @@ impl<'a> Laboratory<'a> {
             }
             Conditioning::None | Conditioning::Constant => CONSTANT_USER.to_vec(),
         };
-        let sampling = Sampling {
-            sampler: SamplerConfig { num_steps: spec.sample.num_steps, x0_clamp: spec.sample.x0_clamp },
-            guidance_scale: spec.sample.guidance_scale,
-            unconditional_user: spec.sample.unconditional_user,
-        };
+        let sampling = sampling(&spec.sample);
         let key = |request: &Request| {
             let (prompt, seed) = (request.index as u32, request.seed.get());
             Key::new(&method.name, &name, cell.train_seed.get(), prompt, seed)
@@ -256,7 +277,7 @@ impl<'a> Laboratory<'a> {
     }
 
     fn base(&self) -> Result<&Base> {
-        get_or_open(&self.base, || Base::open(&self.weights("denoiser")?, &self.weights("codec")?))
+        get_or_open(&self.base, || Base::open(&self.plan.weights("denoiser")?, &self.plan.weights("codec")?))
     }
 
     fn scorers(&self) -> Result<&Scorers> {
@@ -266,7 +287,7 @@ impl<'a> Laboratory<'a> {
             let rewards = spec.scores().into_iter().filter(|name| !measured.contains(name));
             let rewards = rewards
                 .map(|name| {
-                    let path = self.weights(&name)?;
+                    let path = self.plan.weights(&name)?;
                     Ok((name, path))
                 })
                 .collect::<Result<Vec<_>>>()?;
@@ -274,24 +295,10 @@ impl<'a> Laboratory<'a> {
         })
     }
 
-    fn weights(&self, name: &str) -> Result<std::path::PathBuf> {
-        let profile: &Profile = &self.plan.spec.profile;
-        self.plan.weights(name).ok_or_else(|| {
-            Error::Spec(format!("profile {}: no weights for `{name}` in [weights]", profile.name))
-        })
-    }
-
-    fn data(&self, name: &str) -> Result<std::path::PathBuf> {
-        let profile: &Profile = &self.plan.spec.profile;
-        self.plan
-            .data(name)
-            .ok_or_else(|| Error::Spec(format!("profile {}: no file for `{name}` in [data]", profile.name)))
-    }
-
     fn prompts(&self) -> Result<&Vec<Prompt>> {
         get_or_open(&self.prompts, || {
             let data = &self.plan.spec.data;
-            let path = self.data(data.prompts.name())?;
+            let path = self.plan.data(data.prompts.name())?;
             let prompts = prompts::read(&path)?.prompts;
             if prompts.len() < data.num_prompts {
                 return Err(Error::data(
@@ -309,7 +316,7 @@ impl<'a> Laboratory<'a> {
 
     fn preferences(&self) -> Result<&(Vec<Preference>, scores::Scores)> {
         get_or_open(&self.preferences, || {
-            let path = self.data("pairs")?;
+            let path = self.plan.data("pairs")?;
             let mut preferences = pick_a_pic::load(&path, Split::Train, pick_a_pic::Columns::All)?;
             let mut scores = scores::read(path.with_extension("scores.csv"), &preferences)?;
             if let Some(most) = self.plan.spec.data.pairs.filter(|&most| most < preferences.len()) {
@@ -325,7 +332,7 @@ impl<'a> Laboratory<'a> {
         get_or_open(&self.pairs, || {
             let (preferences, _) = self.preferences()?;
             let base = self.base()?;
-            let origin = self.data("pairs")?;
+            let origin = self.plan.data("pairs")?;
             let batches: Vec<&[Preference]> = preferences.chunks(ENCODED_AT_ONCE).collect();
             let encoded = self.workers.map(&batches, |_, batch| -> Result<(Tensor, Tensor)> {
                 let images = batch
@@ -353,7 +360,16 @@ impl<'a> Laboratory<'a> {
 const ENCODED_AT_ONCE: usize = 16;
 
 /// The user of methods without users: one constant that is not zero, for a zero user is the base and trains nothing.
-const CONSTANT_USER: [f32; 1] = [1.0];
+pub(super) const CONSTANT_USER: [f32; 1] = [1.0];
+
+/// `[sample]` as the sampler takes it.
+pub(super) fn sampling(sample: &spec::Sample) -> Sampling {
+    Sampling {
+        sampler: SamplerConfig { num_steps: sample.num_steps, x0_clamp: sample.x0_clamp },
+        guidance_scale: sample.guidance_scale,
+        unconditional_user: sample.unconditional_user,
+    }
+}
 
 /// The value of a cell, opened where this is the first call.
 fn get_or_open<T>(cell: &OnceCell<T>, open: impl FnOnce() -> Result<T>) -> Result<&T> {

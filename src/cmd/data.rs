@@ -9,8 +9,7 @@ use crate::data::labels::{agreement, raw_choices, reward_choices};
 use crate::data::scores::Scores;
 use crate::data::{Preference, Split, pick_a_pic, scores, show};
 use crate::diffusion::{SamplerConfig, UnconditionalUser};
-use crate::error::{Error, Result};
-use crate::evaluate::Scorers;
+use crate::error::Result;
 use crate::generate::{Request, Sampling, sample};
 use crate::image::{self, Format};
 use crate::nn::workers::Workers;
@@ -65,7 +64,7 @@ const OBJECTS: ObjectWeights = [0.5, 0.3, 0.2];
 
 pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verdict> {
     let profile = Spec::load(&global.request("table1"))?.profile;
-    let path = global.assets.join(entry(&profile, "data", profile.data.get("pairs"), "pairs")?);
+    let path = profile.data_in(&global.assets, "pairs")?;
     match arguments.action {
         Action::Make { pairs, seed, num_steps } => {
             let progress = progress(global)?;
@@ -87,19 +86,6 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     Ok(Verdict::Done)
 }
 
-fn entry<'a>(
-    profile: &Profile,
-    section: &str,
-    found: Option<&'a PathBuf>,
-    name: &str,
-) -> Result<&'a PathBuf> {
-    found.ok_or_else(|| Error::Spec(format!("profile {}: no file for `{name}` in [{section}]", profile.name)))
-}
-
-fn weights(profile: &Profile, global: &Global, name: &str) -> Result<PathBuf> {
-    Ok(global.assets.join(entry(profile, "weights", profile.weights.get(name), name)?))
-}
-
 /// Samples the pairs and lets the users choose.
 fn make(
     profile: &Profile,
@@ -108,7 +94,8 @@ fn make(
     workers: &Workers,
     progress: &Progress,
 ) -> Result<Vec<Preference>> {
-    let base = Base::open(&weights(profile, global, "denoiser")?, &weights(profile, global, "codec")?)?;
+    let weights = |model| profile.weights_in(&global.assets, model);
+    let base = Base::open(&weights("denoiser")?, &weights("codec")?)?;
     let seed = Seed::new(seed);
     let count = count as usize;
     let captions: Vec<String> = (0..count as u64)
@@ -179,18 +166,8 @@ fn score(
     progress: &Progress,
 ) -> Result<()> {
     let preferences = load(path)?;
-    let twins = profile.rewards.iter().map(|reward| Profile::twin(reward));
-    let mut rewards = Vec::new();
-    for name in profile.rewards.iter().cloned().chain(twins) {
-        match profile.weights.get(&name).map(|file| global.assets.join(file)) {
-            Some(weights) if weights.exists() => rewards.push((name, weights)),
-            Some(weights) => progress.note(&format!("{name}: {} is not there, left out", weights.display())),
-            None => {}
-        }
-    }
-    let scorers = Scorers::open(&rewards, &profile.measured)?;
-    let names: Vec<String> =
-        rewards.into_iter().map(|(name, _)| name).chain(profile.measured.clone()).collect();
+    let scorers = super::score::open(profile, global, &|note| progress.note(note))?;
+    let names = scorers.names();
     progress.begin("score pairs", preferences.len());
     let mut values = vec![Vec::with_capacity(preferences.len()); names.len()];
     for chunk in preferences.chunks(64) {

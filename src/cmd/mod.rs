@@ -7,9 +7,11 @@
 mod cell;
 mod clean;
 mod data;
+mod generate;
 mod pretrain;
 mod report;
 mod reproduce;
+mod score;
 mod terminal;
 mod verify;
 
@@ -44,6 +46,8 @@ Examples:
   ppd sweep beta                              PPD over β and learning rate, on validation prompts
   ppd report table1                           tables and figures again, from records alone
   ppd pretrain denoiser                       train the desk's base model, or go on with it
+  ppd generate \"a small red star\" --grid star.png
+  ppd score images                            what every reward says of the images in a folder
   ppd data show --grid pairs.png              look at the preference pairs
   ppd verify                                  check every record against the digest it was sealed with
   ppd clean --dry-run                         what could be freed
@@ -60,6 +64,10 @@ enum Command {
     Report(report::Arguments),
     /// Train one of the desk's own models, or go on with it, and install it
     Pretrain(pretrain::Arguments),
+    /// Make images for prompts, with or without a trained user
+    Generate(generate::Arguments),
+    /// Score images by every reward, every twin and measured statistics
+    Score(score::Arguments),
     /// Make, score and show the desk's preference pairs
     Data(data::Arguments),
     /// Check records: read every row, and compare each record with the digest it was sealed with
@@ -214,6 +222,8 @@ fn run(cli: &Cli) -> anyhow::Result<Verdict> {
         Command::Sweep(arguments) => reproduce::run(arguments, global, reproduce::Kind::Sweep),
         Command::Report(arguments) => report::run(arguments, global),
         Command::Pretrain(arguments) => pretrain::run(arguments, global),
+        Command::Generate(arguments) => generate::run(arguments, global),
+        Command::Score(arguments) => score::run(arguments, global),
         Command::Data(arguments) => data::run(arguments, global),
         Command::Verify(arguments) => verify::run(arguments, global),
         Command::Clean(arguments) => clean::run(arguments, global),

@@ -5,6 +5,7 @@
 //! only says which side each label source chooses. What this module does not do: score pictures, or make them.
 
 pub mod desk;
+pub mod images;
 pub mod labels;
 pub mod pick_a_pic;
 pub mod prompts;

@@ -42,9 +42,9 @@ impl CodecConfig {
                 decoder_blocks: vec![1, 2, 2],
             },
             seed: Seed::new(20),
-            latent_noise: 0.3,
+            latent_noise: 0.1,
             optimisation: Optimisation {
-                steps: 1600,
+                steps: 4000,
                 micro_batches: 2,
                 micro_batch: 16,
                 learning_rate: 2e-3,

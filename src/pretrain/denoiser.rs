@@ -85,8 +85,8 @@ impl DenoiserConfig {
             networks: Networks { prior, text_encoder },
             seed: Seed::new(21),
             objects_at_start: [1.0, 0.0, 0.0],
-            objects_at_end: [0.5, 0.3, 0.2],
-            objects_settle: 0.5,
+            objects_at_end: [0.45, 0.33, 0.22],
+            objects_settle: 0.4,
             text_dropout: 0.1,
             optimisation: Optimisation {
                 steps: 12_000,

@@ -141,13 +141,19 @@ impl Plan {
     }
 
     /// The file of a model of the profile.
-    pub fn weights(&self, name: &str) -> Option<PathBuf> {
-        self.spec.profile.weights.get(name).map(|file| self.places.assets.join(file))
+    ///
+    /// # Errors
+    /// Where the profile names none.
+    pub fn weights(&self, model: &str) -> Result<PathBuf> {
+        self.spec.profile.weights_in(&self.places.assets, model)
     }
 
     /// The file of a data set of the profile.
-    pub fn data(&self, name: &str) -> Option<PathBuf> {
-        self.spec.profile.data.get(name).map(|file| self.places.assets.join(file))
+    ///
+    /// # Errors
+    /// Where the profile names none.
+    pub fn data(&self, name: &str) -> Result<PathBuf> {
+        self.spec.profile.data_in(&self.places.assets, name)
     }
 
     /// What the cells still to run will take.

@@ -1,9 +1,11 @@
 //! A profile: which weights and data an experiment runs on, and how large.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
 
 /// `experiments/profiles/<name>.toml`, less its `[set]` and `[quick]` layers, which change experiments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,6 +35,39 @@ impl Profile {
     /// The name of a reward's twin.
     pub fn twin(reward: &str) -> String {
         format!("{reward}-twin")
+    }
+
+    /// The weights of a model under an assets folder.
+    ///
+    /// # Errors
+    /// Where the profile names none.
+    pub fn weights_in(&self, assets: &Path, model: &str) -> Result<PathBuf> {
+        self.file(assets, "weights", &self.weights, model)
+    }
+
+    /// The file of a data set under an assets folder.
+    ///
+    /// # Errors
+    /// Where the profile names none.
+    pub fn data_in(&self, assets: &Path, name: &str) -> Result<PathBuf> {
+        self.file(assets, "data", &self.data, name)
+    }
+
+    fn file(
+        &self,
+        assets: &Path,
+        section: &str,
+        files: &BTreeMap<String, PathBuf>,
+        name: &str,
+    ) -> Result<PathBuf> {
+        files.get(name).map(|file| assets.join(file)).ok_or_else(|| {
+            let known: Vec<&str> = files.keys().map(String::as_str).collect();
+            Error::Spec(format!(
+                "profile {}: no file for `{name}` in [{section}], which names {}",
+                self.name,
+                known.join(", ")
+            ))
+        })
     }
 
     /// Every name that can label pairs.

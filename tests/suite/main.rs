@@ -11,4 +11,5 @@ mod ppd_step;
 mod reward;
 mod stage_c;
 mod stats;
+mod study;
 mod training;

@@ -1,24 +1,24 @@
 //! Fine-tuning and sampling on a tiny base model with random weights: nothing depends on the number of workers or on
 //! the batch, reference errors are shared, and a planted preference is learned.
 
-use std::sync::Mutex;
-
 use candle_core::{DType, Device, Tensor};
 use ppd::adapter;
 use ppd::base::Base;
 use ppd::diffusion::{SamplerConfig, Schedule, UnconditionalUser};
+use ppd::error::Error;
 use ppd::generate::{Request, Sampling, sample};
 use ppd::models::clip::{TextConfig, TextTower};
 use ppd::models::latent_codec::{self, LatentCodec};
 use ppd::models::stage_c::{Config, StageC};
 use ppd::models::tokenizer::Tokenizer;
 use ppd::nn::workers::Workers;
+use ppd::nn::{Decay, LearningRate, Warmup};
 use ppd::objective;
 use ppd::pixels::Image;
 use ppd::rng::stream;
 use ppd::scenes::words;
-use ppd::train::{Bench, Example, Pairs, ReferenceErrors, Settings, Step, fine_tune};
-use ppd::units::{GuidanceScale, Seed};
+use ppd::train::{Bench, Example, Keep, Pairs, ReferenceErrors, Settings, Step, Trained, fine_tune};
+use ppd::units::{Digest, GuidanceScale, Seed};
 use ppd::weights::{Trainable, Weights};
 
 /// The oracle's tiny prior, with a text encoder and a codec of random weights around it.
@@ -120,8 +120,12 @@ fn settings(steps: usize) -> Settings {
         },
         steps,
         pairs_per_step: 6,
-        learning_rate: 3e-3,
-        warmup_steps: 2,
+        learning_rate: LearningRate {
+            peak: 3e-3,
+            warmup_steps: 2,
+            warmup: Warmup::default(),
+            decay: Decay::default(),
+        },
         weight_decay: 0.01,
         max_grad_norm: 1.0,
         text_dropout: 0.1,
@@ -133,21 +137,49 @@ fn examples(count: usize, second_chosen: bool) -> Vec<Example> {
     (0..count).map(|pair| Example { pair, second_chosen, user: vec![1.0, 0.0] }).collect()
 }
 
-/// The trained parameters' bytes and the losses of each step.
+fn bytes(trained: &Trained) -> Vec<u8> {
+    let flat = trained.tensors.values().flat_map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    flat.flat_map(f32::to_le_bytes).collect()
+}
+
+/// The trained parameters' bytes and what each step measured.
 fn run(bench: &Bench, examples: &[Example], steps: usize, threads: usize) -> (Vec<u8>, Vec<Step>) {
     let workers = Workers::new(threads).unwrap();
-    let trace = Mutex::new(Vec::new());
-    let (_, tensors) = fine_tune(bench, examples, &settings(steps), Seed::new(5), &workers, &mut |step| {
-        trace.lock().unwrap().push(step);
-        true
-    })
-    .unwrap();
-    let bytes = tensors
-        .values()
-        .flat_map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap())
-        .flat_map(f32::to_le_bytes)
-        .collect();
-    (bytes, trace.into_inner().unwrap())
+    let trained =
+        fine_tune(bench, examples, &settings(steps), Seed::new(5), &workers, None, &mut |_| true).unwrap();
+    (bytes(&trained), trained.trace)
+}
+
+#[test]
+fn a_training_that_is_stopped_goes_on_to_the_same_bytes() {
+    let base = base();
+    let (pairs, examples) = (pairs(&base, 10), examples(10, true));
+    let folder = tempfile::tempdir().unwrap();
+    let (state, stored) = (folder.path().join("state.safetensors"), folder.path().join("reference.csv"));
+    let config = Digest::of(b"this training");
+    let keep = Keep { path: &state, config: &config, every: 2 };
+    let workers = Workers::new(2).unwrap();
+    let part = |last: u64| {
+        // Each part opens everything anew, as another process would.
+        let reference = ReferenceErrors::open(&stored).unwrap();
+        let bench = Bench { base: &base, pairs: &pairs, reference: &reference };
+        let go_on = &mut |step: &Step| step.step < last;
+        let trained = fine_tune(&bench, &examples, &settings(7), Seed::new(5), &workers, Some(&keep), go_on);
+        reference.store().unwrap();
+        trained
+    };
+    for last in [0, 3] {
+        assert!(matches!(part(last), Err(Error::Stopped)));
+        assert!(state.exists());
+    }
+    let resumed = part(u64::MAX).unwrap();
+    assert!(!state.exists(), "a finished training leaves no state");
+
+    let reference = ReferenceErrors::default();
+    let bench = Bench { base: &base, pairs: &pairs, reference: &reference };
+    let (whole, trace) = run(&bench, &examples, 7, 1);
+    assert_eq!(bytes(&resumed), whole);
+    assert_eq!(resumed.trace, trace);
 }
 
 #[test]
@@ -162,7 +194,7 @@ fn training_gives_the_same_bytes_for_any_number_of_workers() {
     assert_eq!(first, second);
     // The user branch starts at zero: the first loss is exactly ln 2, and nothing is preferred yet.
     assert!((trace[0].loss - std::f64::consts::LN_2).abs() < 1e-12, "{}", trace[0].loss);
-    assert_eq!(trace[0].preference.unwrap().margin, 0.0);
+    assert_eq!(trace[0].margin, Some(0.0));
 }
 
 #[test]
@@ -190,8 +222,7 @@ fn a_planted_preference_is_learned_and_its_opposite_too() {
     let bench = Bench { base: &base, pairs: &pairs, reference: &reference };
     for second_chosen in [true, false] {
         let (_, trace) = run(&bench, &examples(12, second_chosen), 40, 2);
-        let late: f64 =
-            trace[30..].iter().map(|s| s.preference.unwrap().implicit_accuracy).sum::<f64>() / 10.0;
+        let late: f64 = trace[30..].iter().map(|s| s.implicit_accuracy.unwrap()).sum::<f64>() / 10.0;
         assert!(late > 0.7, "implicit accuracy {late}");
     }
 }
@@ -203,8 +234,9 @@ fn an_example_of_a_pair_that_is_not_there_is_refused() {
     let reference = ReferenceErrors::default();
     let bench = Bench { base: &base, pairs: &pairs, reference: &reference };
     let workers = Workers::new(1).unwrap();
-    let outcome = fine_tune(&bench, &examples(3, true), &settings(1), Seed::new(0), &workers, &mut |_| true);
-    assert!(outcome.unwrap_err().to_string().contains("there are 2 pairs"));
-    let outcome = fine_tune(&bench, &[], &settings(1), Seed::new(0), &workers, &mut |_| true);
-    assert!(outcome.unwrap_err().to_string().contains("no pair is left"));
+    let outcome =
+        fine_tune(&bench, &examples(3, true), &settings(1), Seed::new(0), &workers, None, &mut |_| true);
+    assert!(outcome.err().unwrap().to_string().contains("there are 2 pairs"));
+    let outcome = fine_tune(&bench, &[], &settings(1), Seed::new(0), &workers, None, &mut |_| true);
+    assert!(outcome.err().unwrap().to_string().contains("no pair is left"));
 }

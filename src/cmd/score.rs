@@ -1,0 +1,129 @@
+//! `ppd score`: what every reward, every twin and the measured statistics say of images.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::{Global, Verdict, progress, terminal};
+use crate::data::images;
+use crate::error::{Error, Result};
+use crate::evaluate::Scorers;
+use crate::image;
+use crate::nn::workers::Workers;
+use crate::pixels::Image;
+use crate::spec::{Profile, Spec};
+
+/// What the command takes besides the options of every command.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Arguments {
+    /// Pictures, or folders that `ppd generate --out` made
+    #[arg(value_name = "PATH", required = true)]
+    paths: Vec<PathBuf>,
+    /// What the pictures were asked to show; folders say it themselves
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  ppd score images > scores.csv
+  ppd score star.png --prompt \"a large red star\" --json";
+
+/// One picture to score.
+struct Item {
+    path: PathBuf,
+    prompt: String,
+}
+
+pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verdict> {
+    let profile = Spec::load(&global.request("table1"))?.profile;
+    let items = items(arguments)?;
+    let progress = progress(global)?;
+    let scorers = open(&profile, global, &|note| progress.note(note))?;
+    let workers = Workers::new(global.threads())?;
+    progress.begin("score", items.len());
+    let mut rows = Vec::with_capacity(items.len());
+    for chunk in items.chunks(64) {
+        let pictures = chunk.iter().map(|item| image::read(&item.path)).collect::<Result<Vec<Image>>>()?;
+        let prompts: Vec<String> = chunk.iter().map(|item| item.prompt.clone()).collect();
+        rows.extend(scorers.score(&pictures, &prompts, &workers)?);
+        progress.advance(chunk.len());
+        progress.check()?;
+    }
+    drop(progress);
+    if global.json {
+        let rows: Vec<serde_json::Value> = items
+            .iter()
+            .zip(&rows)
+            .map(|(item, scores)| serde_json::json!({ "file": item.path, "prompt": item.prompt, "scores": scores }))
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    } else {
+        print!("{}", table(&items, &rows)?);
+        for (name, mean) in means(&rows) {
+            terminal::say(global.quiet, &format!("mean {name}: {mean:.4}"));
+        }
+    }
+    Ok(Verdict::Done)
+}
+
+/// The rewards of a profile that have weights, their twins, and its measured statistics.
+pub(super) fn open(profile: &Profile, global: &Global, note: &dyn Fn(&str)) -> Result<Scorers> {
+    let twins = profile.rewards.iter().map(|reward| Profile::twin(reward));
+    let mut rewards = Vec::new();
+    for name in profile.rewards.iter().cloned().chain(twins) {
+        match profile.weights.get(&name).map(|file| global.assets.join(file)) {
+            Some(weights) if weights.exists() => rewards.push((name, weights)),
+            Some(weights) => note(&format!("{name}: {} is not there, left out", weights.display())),
+            None => {}
+        }
+    }
+    Scorers::open(&rewards, &profile.measured)
+}
+
+fn items(arguments: &Arguments) -> Result<Vec<Item>> {
+    let mut items = Vec::new();
+    for path in &arguments.paths {
+        if path.is_dir() {
+            let listed = images::read(path)?.into_iter();
+            items.extend(listed.map(|(path, entry)| Item { path, prompt: entry.prompt }));
+        } else {
+            items.push(Item { path: path.clone(), prompt: prompt(arguments, path)? });
+        }
+    }
+    Ok(items)
+}
+
+fn prompt(arguments: &Arguments, path: &Path) -> Result<String> {
+    arguments.prompt.clone().ok_or_else(|| {
+        Error::Spec(format!(
+            "{}: rewards compare a picture with its prompt; say it with --prompt TEXT, or name a folder that holds {}",
+            path.display(),
+            images::LIST
+        ))
+    })
+}
+
+/// One line of CSV for each picture, a column for each score that any of them has.
+fn table(items: &[Item], rows: &[BTreeMap<String, f64>]) -> anyhow::Result<String> {
+    let names: Vec<&String> = means(rows).into_keys().collect();
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    writer.write_record(["file", "prompt"].into_iter().chain(names.iter().map(|name| name.as_str())))?;
+    for (item, scores) in items.iter().zip(rows) {
+        let mut line = vec![item.path.display().to_string(), item.prompt.clone()];
+        line.extend(names.iter().map(|name| scores.get(*name).map(f64::to_string).unwrap_or_default()));
+        writer.write_record(line)?;
+    }
+    Ok(String::from_utf8(writer.into_inner()?)?)
+}
+
+/// The mean of each score over the pictures that have it.
+fn means(rows: &[BTreeMap<String, f64>]) -> BTreeMap<&String, f64> {
+    let mut sums: BTreeMap<&String, (f64, usize)> = BTreeMap::new();
+    for (name, value) in rows.iter().flatten() {
+        let (sum, count) = sums.entry(name).or_default();
+        *sum += value;
+        *count += 1;
+    }
+    sums.into_iter().map(|(name, (sum, count))| (name, sum / count as f64)).collect()
+}
