@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::models::tokenizer::{DESK_CONTEXT, DESK_PAD, Tokenizer};
 use crate::nn::workers::Workers;
 use crate::pixels::Image;
-use crate::reward::{self, Reward};
+use crate::reward::{self, Reward, retrieval};
 use crate::scenes;
 use crate::weights::Weights;
 
@@ -70,6 +70,29 @@ impl Scorers {
         let batches: Vec<_> = images.chunks(BATCH).zip(prompts.chunks(BATCH)).collect();
         let scored = workers.map(&batches, |_, (images, prompts)| self.score_batch(images, prompts));
         Ok(scored.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// How often each reward that reads prompts finds a picture's own prompt nearest among `candidates` of the list.
+    ///
+    /// # Errors
+    /// As [`Scorers::score`].
+    pub fn retrieval(
+        &self,
+        images: &[Image],
+        prompts: &[String],
+        candidates: usize,
+    ) -> Result<BTreeMap<String, f64>> {
+        if images.len() != prompts.len() {
+            return Err(Error::Shape(format!("{} images, {} prompts", images.len(), prompts.len())));
+        }
+        let mut found = BTreeMap::new();
+        for (name, reward) in &self.rewards {
+            if let Some(scorer) = reward.scorer() {
+                let (pictures, texts) = (scorer.embed_images(images)?, scorer.embed_prompts(prompts)?);
+                found.insert(name.clone(), retrieval(&pictures, &texts, prompts, candidates));
+            }
+        }
+        Ok(found)
     }
 
     fn score_batch(&self, images: &[Image], prompts: &[String]) -> Result<Vec<BTreeMap<String, f64>>> {

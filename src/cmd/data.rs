@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use super::{Global, Verdict, progress, terminal};
 use crate::base::Base;
 use crate::data::desk::{self, Jury, Pair, Sample};
-use crate::data::labels::{agreement, raw_choices, reward_choices};
 use crate::data::scores::Scores;
 use crate::data::{Preference, Split, pick_a_pic, scores, show};
 use crate::diffusion::{SamplerConfig, UnconditionalUser};
@@ -15,11 +14,11 @@ use crate::image::{self, Format};
 use crate::nn::workers::Workers;
 use crate::pixels::Image;
 use crate::progress::Progress;
+use crate::report;
 use crate::rng::stream;
 use crate::scenes::population::{Config, Kind, Population};
 use crate::scenes::{self, ObjectWeights, sample_scene};
 use crate::spec::{Profile, Spec};
-use crate::stats;
 use crate::units::{GuidanceScale, Seed};
 
 #[derive(Debug, clap::Args)]
@@ -82,7 +81,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
         }
         Action::Show { ref grid, pairs } => return draw(&path, grid, pairs as usize, global),
     }
-    report_agreement(&path)?;
+    describe(&path, global)?;
     Ok(Verdict::Done)
 }
 
@@ -195,23 +194,14 @@ fn score(
     scores::write(scores_path(path), &preferences, &all)
 }
 
-/// Prints how often each label source agrees with the raw labels.
-fn report_agreement(path: &Path) -> anyhow::Result<()> {
+/// Prints what the rewards say of the pairs, and leaves it among the figures.
+fn describe(path: &Path, global: &Global) -> anyhow::Result<()> {
     let preferences = load(path)?;
-    let scores = scores::read(scores_path(path), &preferences)?;
-    let raw = raw_choices(&preferences);
-    println!("agreement with the raw labels (Pick-a-Pic: CLIP 57, aesthetic 51, HPS 59 %)");
-    for name in scores.rewards() {
-        let counted = agreement(&reward_choices(&scores, name)?, &raw);
-        let interval = stats::proportion::wilson(counted.same as f64, counted.both as u64, 0.95)?;
-        println!(
-            "  {name:16} {:5.1} %  [{:.1}, {:.1}]  of {} pairs",
-            100.0 * interval.value,
-            100.0 * interval.low,
-            100.0 * interval.high,
-            counted.both
-        );
+    let output = report::pairs::render(&preferences, &scores::read(scores_path(path), &preferences)?, path)?;
+    for (_, table) in &output.tables {
+        println!("{}", table.markdown());
     }
+    report::write(&[output], &global.figures.join("pairs"))?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use crate::base::open_codec;
 use crate::error::{Error, Result};
 use crate::pretrain::aesthetic::{self, AestheticConfig};
 use crate::pretrain::clip::{self, ClipConfig};
-use crate::pretrain::codec::{self, CodecConfig};
+use crate::pretrain::codec::{self, CodecConfig, DecoderConfig};
 use crate::pretrain::denoiser::{self, DenoiserConfig};
 use crate::pretrain::hps::{self, HpsConfig};
 use crate::pretrain::{MANIFEST, Manifest, Step};
@@ -27,6 +27,8 @@ pub(super) struct Arguments {
 enum Model {
     /// Pictures to latents and back
     Codec,
+    /// A new decoder for the codec's latents, which stay as they are
+    Decoder,
     /// Stage C and its text encoder, over the codec
     Denoiser,
     /// The CLIP reward
@@ -51,6 +53,7 @@ impl Model {
     fn name(self) -> &'static str {
         match self {
             Self::Codec => "codec",
+            Self::Decoder => "decoder",
             Self::Denoiser => "denoiser",
             Self::Clip => "clip",
             Self::ClipTwin => "clip-twin",
@@ -64,11 +67,21 @@ impl Model {
     }
 }
 
+impl Model {
+    /// The folder among the assets that holds it: a decoder is a part of the codec.
+    fn installed(self) -> &'static str {
+        match self {
+            Self::Decoder => Self::Codec.name(),
+            other => other.name(),
+        }
+    }
+}
+
 pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verdict> {
     let name = arguments.model.name();
     let folder = global.cache.join("pretrain").join(name);
     std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-    let installed = global.assets.join("desk").join(name);
+    let installed = global.assets.join("desk").join(arguments.model.installed());
     let progress = progress(global)?;
     progress.enter(&format!("pretrain {name}"));
     let mut begun = false;
@@ -91,6 +104,12 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
             config.optimisation.steps = steps(config.optimisation.steps);
             let total = config.optimisation.steps;
             codec::run(&config, &folder, threads, &mut |step| watch(total, step))?;
+        }
+        Model::Decoder => {
+            let mut config = DecoderConfig::desk();
+            config.optimisation.steps = steps(config.optimisation.steps);
+            let (total, from) = (config.optimisation.steps, installed.clone());
+            codec::run_decoder(&config, &from, &folder, threads, &mut |step| watch(total, step))?;
         }
         Model::Denoiser => {
             let mut config = DenoiserConfig::desk()?;

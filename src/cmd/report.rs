@@ -51,7 +51,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
             print(&outputs, &figures, written.len(), global);
         }
         if let Some(path) = &arguments.splice {
-            splice(path, &outputs, &figures)?;
+            splice(path, &spec.name, &outputs, &figures)?;
         }
         broken |= !claims::judge(&study)?.iter().all(claims::Judged::holds);
     }
@@ -95,9 +95,9 @@ fn print(outputs: &[report::Output], figures: &Path, written: usize, global: &Gl
     );
 }
 
-fn splice(path: &Path, outputs: &[report::Output], figures: &Path) -> anyhow::Result<()> {
+fn splice(path: &Path, study: &str, outputs: &[report::Output], figures: &Path) -> anyhow::Result<()> {
     let document = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-    let filled = readme::splice(&document, outputs, &figures.to_string_lossy())?;
+    let filled = readme::splice(&document, study, outputs, &figures.to_string_lossy())?;
     if filled != document {
         crate::record::replace_file(path, filled.as_bytes())?;
     }

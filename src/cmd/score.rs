@@ -22,11 +22,15 @@ pub(super) struct Arguments {
     /// What the pictures were asked to show; folders say it themselves
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
+    /// Also say how often a picture's own prompt is the nearest among N prompts of the list, by each CLIP
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..))]
+    retrieval: Option<u16>,
 }
 
 const EXAMPLES: &str = "\
 Examples:
   ppd score images > scores.csv
+  ppd score images --retrieval 16
   ppd score star.png --prompt \"a large red star\" --json";
 
 /// One picture to score.
@@ -42,15 +46,23 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     let scorers = open(&profile, global, &|note| progress.note(note))?;
     let workers = Workers::new(global.threads())?;
     progress.begin("score", items.len());
+    let pictures = items.iter().map(|item| image::read(&item.path)).collect::<Result<Vec<Image>>>()?;
+    let prompts: Vec<String> = items.iter().map(|item| item.prompt.clone()).collect();
     let mut rows = Vec::with_capacity(items.len());
-    for chunk in items.chunks(64) {
-        let pictures = chunk.iter().map(|item| image::read(&item.path)).collect::<Result<Vec<Image>>>()?;
-        let prompts: Vec<String> = chunk.iter().map(|item| item.prompt.clone()).collect();
-        rows.extend(scorers.score(&pictures, &prompts, &workers)?);
-        progress.advance(chunk.len());
+    for (pictures, prompts) in pictures.chunks(64).zip(prompts.chunks(64)) {
+        rows.extend(scorers.score(pictures, prompts, &workers)?);
+        progress.advance(pictures.len());
         progress.check()?;
     }
     drop(progress);
+    if let Some(candidates) = arguments.retrieval {
+        for (name, share) in scorers.retrieval(&pictures, &prompts, usize::from(candidates))? {
+            terminal::say(
+                global.quiet,
+                &format!("retrieval of {candidates} by {name}: {:.1} %", 100.0 * share),
+            );
+        }
+    }
     if global.json {
         let rows: Vec<serde_json::Value> = items
             .iter()

@@ -24,12 +24,28 @@ pub struct Config {
     pub encoder_blocks: Vec<usize>,
     /// Residual blocks of each decoder level, finest first as well.
     pub decoder_blocks: Vec<usize>,
+    /// Width of each decoder level, where it is another than the encoder's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoder_widths: Option<Vec<usize>>,
 }
 
 impl Config {
     /// Pixels across for each latent position.
     pub fn factor(&self) -> usize {
         1 << self.widths.len()
+    }
+
+    fn decoder_widths(&self) -> &[usize] {
+        self.decoder_widths.as_ref().unwrap_or(&self.widths)
+    }
+
+    /// Residual blocks in all; deeper networks start their blocks smaller.
+    fn depth(&self) -> usize {
+        self.encoder_blocks.iter().chain(&self.decoder_blocks).sum()
+    }
+
+    fn blocks(&self, count: usize, width: usize, vb: VarBuilder) -> TensorResult<Vec<ResBlock>> {
+        (0..count).map(|i| ResBlock::new(width, 0, self.depth(), vb.pp(i))).collect()
     }
 }
 
@@ -39,14 +55,68 @@ struct Level {
     blocks: Vec<ResBlock>,
 }
 
+/// The half that makes pictures; it can be trained anew under latents that stay as they are.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    from_latents: Linear,
+    levels: Vec<Level>,
+}
+
+impl Decoder {
+    /// Builds the decoder of a codec from the codec's tensors, or from variables.
+    ///
+    /// # Errors
+    /// Where a tensor is missing or misshapen.
+    pub fn new(config: &Config, vb: &VarBuilder) -> Result<Self> {
+        let widths = config.decoder_widths();
+        let mut levels = Vec::with_capacity(widths.len());
+        for (level, &width) in widths.iter().enumerate() {
+            let finer = if level == 0 { 3 } else { widths[level - 1] };
+            let vb = vb.pp(format!("{DECODER}{level}"));
+            levels.push(Level {
+                resample: Linear::new(width, 4 * finer, fan_in(width), vb.pp("resample"))?,
+                blocks: config.blocks(config.decoder_blocks[level], width, vb.pp("blocks"))?,
+            });
+        }
+        let (channels, inner) = (config.latent_channels, widths[widths.len() - 1]);
+        let from_latents = Linear::new(channels, inner, fan_in(channels), vb.pp(FROM_LATENTS))?;
+        Ok(Self { from_latents, levels })
+    }
+
+    /// Whether a tensor of the codec belongs to its decoder.
+    pub fn owns(name: &str) -> bool {
+        name.starts_with(DECODER) || name.starts_with(FROM_LATENTS)
+    }
+
+    /// Normalised latents, channels last, to pictures.
+    ///
+    /// # Shapes
+    /// (B, h, w, latent channels) to (B, h·f, w·f, 3), about [−1, 1].
+    ///
+    /// # Errors
+    /// Where the shapes do not fit.
+    pub fn forward(&self, latents: &Tensor) -> Result<Tensor> {
+        let mut xs = self.from_latents.forward(latents)?;
+        for level in self.levels.iter().rev() {
+            for block in &level.blocks {
+                xs = block.forward(&xs, None)?;
+            }
+            xs = nn::depth_to_space(&level.resample.forward(&norm(&xs)?)?, 2)?;
+        }
+        Ok(xs)
+    }
+}
+
+const DECODER: &str = "decoder.";
+const FROM_LATENTS: &str = "from_latents";
+
 /// Encoder and decoder; see the module.
 #[derive(Debug, Clone)]
 pub struct LatentCodec {
     config: Config,
     encoder: Vec<Level>,
     to_latents: Linear,
-    from_latents: Linear,
-    decoder: Vec<Level>,
+    decoder: Decoder,
     mean: Tensor,
     std: Tensor,
 }
@@ -57,36 +127,29 @@ impl LatentCodec {
     /// # Errors
     /// Where a tensor is missing or misshapen.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
-        let levels = config.widths.len();
-        let depth = config.encoder_blocks.iter().chain(&config.decoder_blocks).sum();
-        let blocks = |count: usize, width: usize, vb: VarBuilder| {
-            (0..count).map(|i| ResBlock::new(width, 0, depth, vb.pp(i))).collect::<TensorResult<Vec<_>>>()
-        };
-        let mut encoder = Vec::with_capacity(levels);
-        let mut decoder = Vec::with_capacity(levels);
-        for level in 0..levels {
-            let width = config.widths[level];
+        let mut encoder = Vec::with_capacity(config.widths.len());
+        for (level, &width) in config.widths.iter().enumerate() {
             let finer = if level == 0 { 3 } else { config.widths[level - 1] };
-            let (down, up) = (vb.pp(format!("encoder.{level}")), vb.pp(format!("decoder.{level}")));
+            let vb = vb.pp(format!("encoder.{level}"));
             encoder.push(Level {
-                resample: Linear::new(4 * finer, width, fan_in(4 * finer), down.pp("resample"))?,
-                blocks: blocks(config.encoder_blocks[level], width, down.pp("blocks"))?,
-            });
-            decoder.push(Level {
-                resample: Linear::new(width, 4 * finer, fan_in(width), up.pp("resample"))?,
-                blocks: blocks(config.decoder_blocks[level], width, up.pp("blocks"))?,
+                resample: Linear::new(4 * finer, width, fan_in(4 * finer), vb.pp("resample"))?,
+                blocks: config.blocks(config.encoder_blocks[level], width, vb.pp("blocks"))?,
             });
         }
-        let (inner, channels) = (config.widths[levels - 1], config.latent_channels);
+        let (inner, channels) = (config.widths[config.widths.len() - 1], config.latent_channels);
         Ok(Self {
             to_latents: Linear::new(inner, channels, fan_in(inner), vb.pp("to_latents"))?,
-            from_latents: Linear::new(channels, inner, fan_in(channels), vb.pp("from_latents"))?,
+            decoder: Decoder::new(config, &vb)?,
             mean: vb.get_with_hints(channels, "latents.running_mean", Init::Const(0.0))?.detach(),
             std: vb.get_with_hints(channels, "latents.running_std", Init::Const(1.0))?.detach(),
             config: config.clone(),
             encoder,
-            decoder,
         })
+    }
+
+    /// Its decoder.
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
     }
 
     /// The codec's numbers.
@@ -125,24 +188,6 @@ impl LatentCodec {
         Ok(latents.permute((0, 3, 1, 2))?.contiguous()?)
     }
 
-    /// Normalised latents, channels last, to pictures.
-    ///
-    /// # Shapes
-    /// (B, h, w, latent channels) to (B, h·f, w·f, 3), about [−1, 1].
-    ///
-    /// # Errors
-    /// Where the shapes do not fit.
-    pub fn decode_channels_last(&self, latents: &Tensor) -> Result<Tensor> {
-        let mut xs = self.from_latents.forward(latents)?;
-        for level in self.decoder.iter().rev() {
-            for block in &level.blocks {
-                xs = block.forward(&xs, None)?;
-            }
-            xs = nn::depth_to_space(&level.resample.forward(&norm(&xs)?)?, 2)?;
-        }
-        Ok(xs)
-    }
-
     /// Normalised latents to pictures.
     ///
     /// # Shapes
@@ -151,6 +196,6 @@ impl LatentCodec {
     /// # Errors
     /// Where the shapes do not fit.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        self.decode_channels_last(&latents.permute((0, 2, 3, 1))?.contiguous()?)
+        self.decoder.forward(&latents.permute((0, 2, 3, 1))?.contiguous()?)
     }
 }

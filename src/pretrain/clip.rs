@@ -18,7 +18,7 @@ use crate::error::Result;
 use crate::models::clip::{Activation, Clip, Config, TextConfig, VisionConfig};
 use crate::models::tokenizer::{DESK_CONTEXT, Tokenizer, desk_json};
 use crate::pixels::Image;
-use crate::reward::{self, Pixels, Reward, Scorer, cosine};
+use crate::reward::{self, Pixels, Reward, Scorer, cosine, retrieval};
 use crate::rng::{Stream, stream};
 use crate::scenes::{ObjectWeights, SIDE, Scene, Split, render, sample_scene, style_words, words};
 use crate::units::Seed;
@@ -263,19 +263,10 @@ pub fn evaluate(scorer: &Scorer, count: usize) -> Result<BTreeMap<String, f64>> 
             scenes.push(scene);
         }
         let (pictures, texts) = (scorer.embed_images(&images)?, scorer.embed_prompts(&captions)?);
-        let mut right = 0;
-        for (i, picture) in pictures.iter().enumerate() {
-            let own = cosine(picture, &texts[i]);
-            cosines.push(own);
-            let others = (1..CANDIDATES).map(|j| (i + j * count / CANDIDATES) % count);
-            // A caption that is the same in words is no wrong answer.
-            let beaten =
-                others.filter(|&j| captions[j] != captions[i]).all(|j| cosine(picture, &texts[j]) < own);
-            right += usize::from(beaten);
-        }
+        cosines.extend(pictures.iter().zip(&texts).map(|(picture, text)| cosine(picture, text)));
         results.insert(
             format!("retrieval of {CANDIDATES}, {} object(s)", objects + 1),
-            right as f64 / count as f64,
+            retrieval(&pictures, &texts, &captions, CANDIDATES),
         );
         for &change in Change::ALL {
             let pairs: Vec<(usize, String)> = (0..count)

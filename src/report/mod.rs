@@ -23,6 +23,7 @@ pub mod fig3;
 pub mod fig4;
 mod from_spec;
 pub mod matrix;
+pub mod pairs;
 pub mod panel;
 pub mod plot;
 pub mod readme;

@@ -1,42 +1,51 @@
 //! Splices outputs into a document between markers, so that its tables are what the records say.
 //!
 //! ```text
-//! <!-- ppd:table1 -->
+//! <!-- ppd:STUDY/OUTPUT -->
 //! everything here is replaced
-//! <!-- /ppd:table1 -->
+//! <!-- /ppd:STUDY/OUTPUT -->
 //! ```
 
 use super::Output;
 use crate::error::{Error, Result, nearest};
 
-/// The document with every marked place filled with its output; figures are linked below `figures`, a path relative
-/// to the document.
+/// The document with every place of `study` filled with its output; places of other studies stay as they are. Figures
+/// are linked below `figures`, a path relative to the document.
 ///
 /// # Errors
 /// Where a place has no end, or is named after no output of this study.
-pub fn splice(document: &str, outputs: &[Output], figures: &str) -> Result<String> {
+pub fn splice(document: &str, study: &str, outputs: &[Output], figures: &str) -> Result<String> {
     let (mut spliced, mut rest) = (String::with_capacity(document.len()), document);
     while let Some(start) = rest.find(OPEN) {
         let named = &rest[start + OPEN.len()..];
-        let Some((name, after)) = named.split_once(CLOSE) else { break };
-        let end = format!("<!-- /ppd:{name} -->");
+        let Some((place, after)) = named.split_once(CLOSE) else { break };
+        let end = format!("<!-- /ppd:{place} -->");
         let Some(length) = after.find(&end) else {
             return Err(Error::Spec(format!(
-                "the marker <!-- ppd:{name} --> has no end; write {end} below it"
+                "the marker <!-- ppd:{place} --> has no end; write {end} below it"
             )));
         };
+        let Some((of, name)) = place.split_once('/') else {
+            return Err(Error::Spec(format!(
+                "the marker <!-- ppd:{place} --> names no study; write <!-- ppd:STUDY/{place} -->"
+            )));
+        };
+        spliced += &rest[..start];
+        rest = &after[length + end.len()..];
+        if of != study {
+            spliced += &format!("{OPEN}{place}{CLOSE}{}{end}", &after[..length]);
+            continue;
+        }
         let Some(output) = outputs.iter().find(|output| output.name == name) else {
             let known = outputs.iter().map(|output| output.name.as_str());
             let meant = nearest(name, known.clone())
                 .map_or(String::new(), |meant| format!(", did you mean {meant:?}?"));
             let known = known.collect::<Vec<_>>().join(", ");
             return Err(Error::Spec(format!(
-                "the marker <!-- ppd:{name} --> names no output{meant} (known: {known})"
+                "the marker <!-- ppd:{place} --> names no output of {study}{meant} (known: {known})"
             )));
         };
-        spliced += &rest[..start];
-        spliced += &format!("{OPEN}{name}{CLOSE}\n{}\n{end}", output.markdown(figures).trim_end());
-        rest = &after[length + end.len()..];
+        spliced += &format!("{OPEN}{place}{CLOSE}\n{}\n{end}", output.markdown(figures).trim_end());
     }
     spliced += rest;
     Ok(spliced)
@@ -56,20 +65,27 @@ mod tests {
     }
 
     #[test]
-    fn marked_places_are_replaced_and_the_rest_is_kept() {
-        let document = "before\n<!-- ppd:table1 -->\nold\n<!-- /ppd:table1 -->\nbetween\n<!-- ppd:table1 --><!-- /ppd:table1 -->\nafter";
-        let filled = "<!-- ppd:table1 -->\nA caption.\n\n| head |\n| :-- |\n<!-- /ppd:table1 -->";
-        let once = splice(document, &outputs(), "figures").unwrap();
-        assert_eq!(once, format!("before\n{filled}\nbetween\n{filled}\nafter"));
-        assert_eq!(splice(&once, &outputs(), "figures").unwrap(), once, "splicing again changes nothing");
+    fn the_places_of_one_study_are_replaced_and_the_rest_is_kept() {
+        let place = |study: &str, text: &str| {
+            format!("<!-- ppd:{study}/table1 -->{text}<!-- /ppd:{study}/table1 -->")
+        };
+        let (ours, theirs) =
+            (place("main", "\nA caption.\n\n| head |\n| :-- |\n"), place("other", "\nkept\n"));
+        let document =
+            format!("before\n{}\n{theirs}\n{}\nafter", place("main", "\nold\n"), place("main", ""));
+        let once = splice(&document, "main", &outputs(), "figures").unwrap();
+        assert_eq!(once, format!("before\n{ours}\n{theirs}\n{ours}\nafter"));
+        assert_eq!(splice(&once, "main", &outputs(), "figures").unwrap(), once, "again changes nothing");
     }
 
     #[test]
     fn faulty_markers_are_refused() {
-        let error = splice("<!-- ppd:table1 -->", &outputs(), "").unwrap_err().to_string();
-        assert!(error.contains("<!-- /ppd:table1 -->"), "{error}");
-        let error =
-            splice("<!-- ppd:tabel1 --><!-- /ppd:tabel1 -->", &outputs(), "").unwrap_err().to_string();
+        let refusal = |document: &str| splice(document, "main", &outputs(), "").unwrap_err().to_string();
+        let error = refusal("<!-- ppd:main/table1 -->");
+        assert!(error.contains("<!-- /ppd:main/table1 -->"), "{error}");
+        let error = refusal("<!-- ppd:main/tabel1 --><!-- /ppd:main/tabel1 -->");
         assert!(error.contains("did you mean \"table1\""), "{error}");
+        let error = refusal("<!-- ppd:table1 --><!-- /ppd:table1 -->");
+        assert!(error.contains("STUDY/table1"), "{error}");
     }
 }

@@ -21,7 +21,7 @@ pub mod hps;
 pub mod pick_score;
 mod scorer;
 
-pub use scorer::{Pixels, Scorer, cosine};
+pub use scorer::{Pixels, Scorer, cosine, retrieval};
 
 /// What a reward is made of, without its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -83,6 +83,16 @@ impl Config {
 }
 
 impl Reward {
+    /// The CLIP behind a reward that compares pictures with prompts.
+    pub fn scorer(&self) -> Option<&Scorer> {
+        match self {
+            Self::Clip(reward) => Some(reward.scorer()),
+            Self::Hps(reward) => Some(reward.scorer()),
+            Self::PickScore(reward) => Some(reward.scorer()),
+            Self::Aesthetic(_) | Self::Brightness(_) => None,
+        }
+    }
+
     /// One score for each (image, prompt).
     ///
     /// # Errors

@@ -158,3 +158,36 @@ impl Scorer {
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
+
+/// How often a picture's own caption is the nearest to it among `candidates` captions: its own and others of the same
+/// list, spread evenly over it. A caption that is the same in words is no wrong answer.
+///
+/// # Panics
+/// Where the lists differ in length.
+pub fn retrieval(pictures: &[Vec<f32>], texts: &[Vec<f32>], captions: &[String], candidates: usize) -> f64 {
+    let count = pictures.len();
+    assert_eq!((texts.len(), captions.len()), (count, count), "one caption for each picture");
+    let right = pictures.iter().enumerate().filter(|(i, picture)| {
+        let own = cosine(picture, &texts[*i]);
+        let others = (1..candidates).map(|j| (i + j * count / candidates) % count);
+        others.filter(|&j| captions[j] != captions[*i]).all(|j| cosine(picture, &texts[j]) < own)
+    });
+    right.count() as f64 / count.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retrieval_counts_pictures_whose_caption_is_nearest() {
+        let axis = |i: usize| (0..4).map(|k| f32::from(u8::from(k == i))).collect::<Vec<f32>>();
+        let texts: Vec<Vec<f32>> = (0..4).map(axis).collect();
+        let captions: Vec<String> = ["a", "b", "c", "d"].map(str::to_owned).to_vec();
+        assert_eq!(retrieval(&texts, &texts, &captions, 4), 1.0);
+        let pictures = [axis(0), axis(1), axis(3), axis(2)];
+        assert_eq!(retrieval(&pictures, &texts, &captions, 4), 0.5);
+        let same: Vec<String> = ["a", "b", "c", "c"].map(str::to_owned).to_vec();
+        assert_eq!(retrieval(&pictures, &texts, &same, 4), 0.5, "ties with the rest are no victory");
+    }
+}

@@ -55,7 +55,7 @@ fn assets() -> &'static Path {
             .output()
             .unwrap();
         assert!(made.status.success(), "{}", text(&made.stderr));
-        assert!(text(&made.stdout).contains("agreement with the raw labels"), "{}", text(&made.stdout));
+        assert!(text(&made.stdout).contains("agrees with raw labels"), "{}", text(&made.stdout));
         (root, assets)
     });
     path
@@ -74,6 +74,7 @@ fn train_models(desk: &Path) {
         widths: vec![8, 8, 16],
         encoder_blocks: vec![0, 0, 1],
         decoder_blocks: vec![0, 0, 1],
+        decoder_widths: None,
     };
     let recipe = CodecConfig { model, optimisation: short(recipe.optimisation.clone()), ..recipe };
     codec::run(&recipe, &folder("codec"), 1, &mut |_| true).unwrap();
@@ -208,7 +209,9 @@ fn images_are_made_and_scored_and_faults_say_the_way_out() {
     let two = ["a red star", "a small blue ring", "--images", "2", "--out", "images", "--grid", "grid.png"];
     expect(root.path(), 0, &generate(&two));
     assert!(root.path().join("grid.png").exists());
-    let scored = text(&expect(root.path(), 0, &["score", "images"]).stdout);
+    let scored = expect(root.path(), 0, &["score", "images", "--retrieval", "2"]);
+    assert!(text(&scored.stderr).contains("retrieval of 2 by clip-twin"), "{}", text(&scored.stderr));
+    let scored = text(&scored.stdout);
     let lines: Vec<&str> = scored.lines().collect();
     assert_eq!(lines.len(), 5, "{scored}");
     for name in ["clip", "aesthetic-twin", "hps", "brightness", "alignment"] {

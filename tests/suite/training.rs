@@ -39,6 +39,7 @@ fn base() -> Base {
         widths: vec![8, 8, 16],
         encoder_blocks: vec![0, 0, 1],
         decoder_blocks: vec![0, 0, 1],
+        decoder_widths: None,
     };
     // Tensors, not variables: a base model is frozen.
     let freeze = |seed| {
