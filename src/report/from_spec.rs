@@ -35,6 +35,7 @@ impl Design {
                 .iter()
                 .filter_map(|method| Some((method.name.clone(), sweep.values_of(&method.name)?)))
                 .collect(),
+            rewards: raised(spec, sweep),
         });
         Ok(Self {
             study: spec.name.clone(),
@@ -46,6 +47,16 @@ impl Design {
             sweep,
         })
     }
+}
+
+/// The users' rewards that label the pairs of a sweep's method; all where the labels are raw or measured.
+fn raised(spec: &Spec, sweep: &spec::Sweep) -> Vec<String> {
+    let users = &spec.rewards.users;
+    let points = spec.methods.iter().filter(|method| sweep.values_of(&method.name).is_some());
+    let labels: Vec<&String> =
+        points.filter_map(|method| method.labels.as_ref()).flat_map(spec::Labels::rewards).collect();
+    let raised: Vec<String> = users.iter().filter(|user| labels.contains(user)).cloned().collect();
+    if raised.is_empty() { users.clone() } else { raised }
 }
 
 fn role(method: &spec::Method) -> Role {

@@ -99,6 +99,8 @@ pub struct Sweep {
     pub keys: Vec<String>,
     /// Each point's method name with its value of each key.
     pub points: Vec<(String, Vec<f64>)>,
+    /// The rewards that the method is to raise: those that label its pairs, or all where people do.
+    pub rewards: Vec<String>,
 }
 
 impl Design {

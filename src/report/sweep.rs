@@ -5,7 +5,7 @@
 
 use super::panel::{Axis, Panel, legend, legend_height};
 use super::plot::{COLUMN, Color, Look, Scene};
-use super::study::{Role, Study, Sweep, reward_label};
+use super::study::{Role, Study, Sweep, reward_label, twin};
 use super::table::{Cell, Kind, Table, decimals_for};
 use super::{Figure, Output, Result};
 use crate::stats::Estimate;
@@ -14,6 +14,8 @@ use crate::stats::Estimate;
 struct Point<'a> {
     values: &'a [f64],
     results: Vec<Option<Estimate>>,
+    /// The mean result over the rewards that the method is to raise and their twins: what a search chooses by.
+    score: Option<f64>,
 }
 
 /// Renders the table and the curves; `None` where the study is no sweep, or nothing of it has run.
@@ -30,13 +32,13 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         .points
         .par_iter()
         .map(|(name, values)| {
-            let result = |reward: &String| -> Result<Option<Estimate>> {
+            let result = |reward: &String, score: &str| -> Result<Option<Estimate>> {
                 let Some(method) = design.method(name) else { return Ok(None) };
-                let Some(ours) = study.values(name, method.condition_for(reward), reward) else {
+                let Some(ours) = study.values(name, method.condition_for(reward), score) else {
                     return Ok(None);
                 };
                 let Some(base) = base.filter(|_| gains) else { return ours.mean().map(Some) };
-                let Some(theirs) = study.values(&base.name, base.condition_for(reward), reward) else {
+                let Some(theirs) = study.values(&base.name, base.condition_for(reward), score) else {
                     return Ok(None);
                 };
                 match theirs.prompt_deviation() {
@@ -44,7 +46,17 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
                     None => Ok(None),
                 }
             };
-            Ok(Point { values, results: design.rewards.iter().map(result).collect::<Result<_>>()? })
+            let mut raised = Vec::new();
+            for reward in &sweep.rewards {
+                raised.extend(result(reward, reward)?);
+                raised.extend(result(reward, &twin(reward))?);
+            }
+            let score = raised.iter().map(|estimate| estimate.value).sum::<f64>() / raised.len() as f64;
+            Ok(Point {
+                values,
+                results: design.rewards.iter().map(|reward| result(reward, reward)).collect::<Result<_>>()?,
+                score: score.is_finite().then_some(score),
+            })
         })
         .collect::<Result<_>>()?;
     if points.iter().all(|point| point.results.iter().all(Option::is_none)) {
@@ -81,13 +93,20 @@ fn tabulate(study: &Study, sweep: &Sweep, points: &[Point<'_>], what: &str) -> T
     let mut columns: Vec<(String, Kind)> =
         sweep.keys.iter().map(|key| (key_label(key), Kind::Words)).collect();
     columns.extend(study.design.rewards.iter().map(|reward| (reward_label(reward), Kind::Estimates)));
+    columns.push(("Chosen by".into(), Kind::Numbers));
     let mut table = Table::new(format!("{what} ({}).", study.scale()), columns);
     let decimals = decimals_for(points.iter().flat_map(|point| point.results.iter().flatten()));
     for point in points {
         let mut row: Vec<Cell> = point.values.iter().map(|value| Cell::text(plain(*value))).collect();
         row.extend(point.results.iter().map(|result| Cell::estimate(result.clone(), decimals)));
+        row.push(Cell::number(point.score, 3));
         table.push(row);
     }
+    let raised: Vec<String> = sweep.rewards.iter().map(|reward| reward_label(reward)).collect();
+    table.note(format!(
+        "\"Chosen by\" is the mean over what the method is to raise ({}) and its twins.",
+        raised.join(", ")
+    ));
     table.note("These are tuning prompts: the best point here is chosen, so its own number flatters it.");
     table
 }
@@ -231,7 +250,8 @@ mod tests {
             }
         }
         let keys = vec!["objective.beta".to_owned(), "train.learning_rate".to_owned()];
-        let sweep = Some(Sweep { method: "ppd".into(), keys, points });
+        let rewards = vec!["clip".into()];
+        let sweep = Some(Sweep { method: "ppd".into(), keys, points, rewards });
         let design = Design { rewards: vec!["clip".into()], methods, sweep, ..Design::default() };
         Study::new(design, rows)
     }

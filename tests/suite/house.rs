@@ -212,10 +212,14 @@ fn outside_tests_nothing_unwraps_or_panics() {
 fn every_experiment_file_is_read() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");
     let mut count = 0;
-    for study in ppd::spec::library::experiments(&folder) {
+    let searches = std::fs::read_dir(folder.join("search")).unwrap().filter_map(|entry| {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        name.strip_suffix(".toml").map(|name| format!("search/{name}"))
+    });
+    for study in ppd::spec::library::experiments(&folder).into_iter().chain(searches) {
         let request = ppd::spec::Request { study, experiments: folder.clone(), ..Default::default() };
         ppd::spec::Spec::load(&request).unwrap();
         count += 1;
     }
-    assert!(count >= 4, "{count}");
+    assert!(count >= 12, "{count}");
 }
