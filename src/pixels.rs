@@ -38,4 +38,27 @@ impl Image {
         let start = 3 * (y * self.width + x);
         [self.rgb[start], self.rgb[start + 1], self.rgb[start + 2]]
     }
+
+    /// The mean absolute difference of all bytes to another picture's, in [0, 1]; 1 where the sizes differ.
+    pub fn difference(&self, other: &Self) -> f64 {
+        if (self.width, self.height) != (other.width, other.height) {
+            return 1.0;
+        }
+        let sum: u64 = self.rgb.iter().zip(&other.rgb).map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+        sum as f64 / (255 * self.rgb.len().max(1)) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_none_to_itself_and_whole_between_black_and_white() {
+        let flat = |byte: u8| Image::new(2, 3, vec![byte; 18]);
+        assert_eq!(flat(7).difference(&flat(7)), 0.0);
+        assert_eq!(flat(0).difference(&flat(255)), 1.0);
+        assert!((flat(10).difference(&flat(61)) - 0.2).abs() < 1e-12);
+        assert_eq!(flat(7).difference(&Image::new(3, 2, vec![7; 18])), 1.0);
+    }
 }

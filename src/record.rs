@@ -4,6 +4,7 @@
 //! results/<study>/<profile>/cells/<cell-id>/header.json   what ran: Header
 //!                                           rows.csv      what came out: one Row an image
 //!                                           trace.csv     how training went: one Step a logged step
+//!                                           images/       the first few images, for people to look at
 //! ```
 //!
 //! A row is appended and handed to the system at once, so a killed run keeps all rows but the one in flight; that
@@ -31,6 +32,10 @@ pub use text::six_digits;
 
 /// The version of the record's format; a reader refuses any other.
 pub const SCHEMA: u32 = 1;
+
+/// The score that every image has: its [difference](crate::pixels::Image::difference) to the base's image of the same
+/// prompt and noise.
+pub const DRIFT: &str = "drift";
 
 /// The columns of `rows.csv` before the scores.
 const KEY_COLUMNS: [&str; 5] = ["method", "condition", "train_seed", "prompt", "noise_seed"];
@@ -145,7 +150,31 @@ pub struct Header {
     pub counts: BTreeMap<String, u64>,
     /// The digest of `rows.csv`, from the moment that the cell is complete.
     pub rows_digest: Option<Digest>,
+    /// The images that were kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<Kept>,
 }
+
+/// An image that a record keeps as PNG, in its folder `images`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// The file's name in that folder.
+    pub file: String,
+    /// The condition that it was made under.
+    pub condition: String,
+    /// The prompt's index in its prompt set.
+    pub prompt: u32,
+    /// The prompt.
+    pub text: String,
+    /// The seed of its noise.
+    pub noise_seed: u64,
+    /// The file's digest.
+    pub digest: Digest,
+}
+
+/// The folder of kept images in a record.
+const IMAGES: &str = "images";
 
 /// An open record that takes rows.
 #[derive(Debug)]
@@ -249,6 +278,29 @@ impl Recorder {
     /// Where the system refuses.
     pub fn write_trace(&self, steps: &[Step]) -> Result<()> {
         write_trace(&self.folder, steps)
+    }
+
+    /// Keeps an image for people to look at; one that is kept again replaces the former.
+    ///
+    /// # Errors
+    /// Where the system refuses.
+    pub fn keep_image(&mut self, row: &Row, text: &str, png: &[u8]) -> Result<()> {
+        let folder = self.folder.join(IMAGES);
+        std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        let file = format!("{}.{}.{}.png", row.condition, row.prompt, row.noise_seed);
+        replace_file(&folder.join(&file), png)?;
+        self.header.images.retain(|kept| kept.file != file);
+        self.header.images.push(Kept {
+            file,
+            condition: row.condition.clone(),
+            prompt: row.prompt,
+            text: text.to_owned(),
+            noise_seed: row.noise_seed,
+            digest: Digest::of(png),
+        });
+        self.header.images.sort_by(|a, b| a.file.cmp(&b.file));
+        // An interrupted record must know its images when it is opened again.
+        write_header(&self.folder, &self.header)
     }
 
     /// Adds `seconds` to the clock of a phase such as `train`.
@@ -386,6 +438,19 @@ pub fn read_cell(folder: &Path) -> Result<(Header, Vec<Row>)> {
     text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
     let rows = if text.is_empty() { Vec::new() } else { parse_rows(&path, &text, &header.scores)? };
     Ok((header, rows))
+}
+
+/// A kept image's bytes, as they were kept.
+///
+/// # Errors
+/// Where the file is missing or is not the one that was kept.
+pub fn read_image(folder: &Path, kept: &Kept) -> Result<Vec<u8>> {
+    let path = folder.join(IMAGES).join(&kept.file);
+    let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    if Digest::of(&bytes) != kept.digest {
+        return Err(Error::data(&path, "is not the image that was kept: its digest differs; restore it"));
+    }
+    Ok(bytes)
 }
 
 /// The loss trace in `folder`; empty where the cell trained nothing.

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 
+use super::image_store::ImageStore;
 use crate::adapter::{self, Adapter};
 use crate::base::Base;
 use crate::checkpoint::{open_adapter, save_adapter};
@@ -18,12 +19,13 @@ use crate::diffusion::SamplerConfig;
 use crate::error::{Error, Result};
 use crate::evaluate::Scorers;
 use crate::generate::{Request, Sampling, sample};
+use crate::image::{self, Format};
 use crate::launch::Session;
 use crate::nn::workers::Workers;
 use crate::nn::{Decay, LearningRate, Warmup};
 use crate::pixels::Image;
 use crate::progress::Progress;
-use crate::record::{Key, Recorder, Row, Step, read_trace, write_trace};
+use crate::record::{DRIFT, Key, Recorder, Row, Step, read_trace, write_trace};
 use crate::spec::{self, Cell, Condition, Conditioning, Labels, Plan};
 use crate::train::{self, Bench, Example, Keep, Pairs, ReferenceErrors, Trained};
 use crate::units::Digest;
@@ -34,6 +36,7 @@ pub(super) struct Laboratory<'a> {
     session: &'a Session,
     workers: Workers,
     base: OnceCell<Base>,
+    base_images: ImageStore,
     scorers: OnceCell<Scorers>,
     prompts: OnceCell<Vec<Prompt>>,
     preferences: OnceCell<(Vec<Preference>, scores::Scores)>,
@@ -53,6 +56,7 @@ impl<'a> Laboratory<'a> {
             session,
             workers: Workers::new(session.threads)?,
             base: OnceCell::new(),
+            base_images: ImageStore::of_base(plan),
             scorers: OnceCell::new(),
             prompts: OnceCell::new(),
             preferences: OnceCell::new(),
@@ -247,21 +251,32 @@ impl<'a> Laboratory<'a> {
             })
             .filter(|request| !recorder.has(&key(request)))
             .collect();
+        let make = |requests: &[Request], user: Option<(&Adapter, &[f32])>| -> Result<Vec<Image>> {
+            let images =
+                sample(self.base()?, requests, &sampling, user, &self.workers, &|_| !progress.stopping())?;
+            progress.check()?;
+            Ok(images)
+        };
         progress.begin(&format!("sample {name}"), missing.len());
         for chunk in missing.chunks(CHUNK) {
             let begun = Instant::now();
-            let user = adapter.map(|adapter| (adapter, vector.as_slice()));
-            let images = sample(self.base()?, chunk, &sampling, user, &self.workers, &|count| {
-                progress.advance(count);
-                !progress.stopping()
-            })?;
-            progress.check()?;
+            let images = make(chunk, adapter.map(|adapter| (adapter, vector.as_slice())))?;
+            let of_base = match adapter {
+                Some(_) => self.base_images.get(chunk, |missing| make(missing, None))?,
+                None => {
+                    self.base_images.put(chunk, &images)?;
+                    images.clone()
+                }
+            };
+            progress.advance(chunk.len());
             recorder.add_seconds("sample", begun.elapsed().as_secs_f64());
             let begun = Instant::now();
             let asked: Vec<String> = chunk.iter().map(|request| request.prompt.clone()).collect();
             let scored = self.scorers()?.score(&images, &asked, &self.workers)?;
-            for (request, scores) in chunk.iter().zip(scored) {
-                recorder.append(&Row {
+            for (((request, mut scores), image), base) in chunk.iter().zip(scored).zip(&images).zip(&of_base)
+            {
+                scores.insert(DRIFT.to_owned(), image.difference(base));
+                let row = Row {
                     method: method.name.clone(),
                     condition: name.clone(),
                     train_seed: cell.train_seed.get(),
@@ -269,7 +284,12 @@ impl<'a> Laboratory<'a> {
                     noise_seed: request.seed.get(),
                     scores,
                     failure: None,
-                })?;
+                };
+                let first = spec.data.noise_seeds.get().first() == Some(&request.seed);
+                if first && request.index < spec.data.kept_images as u64 {
+                    recorder.keep_image(&row, &request.prompt, &image::encode(image, Format::Png)?)?;
+                }
+                recorder.append(&row)?;
             }
             recorder.add_seconds("score", begun.elapsed().as_secs_f64());
         }
@@ -284,7 +304,8 @@ impl<'a> Laboratory<'a> {
         get_or_open(&self.scorers, || {
             let spec = &self.plan.spec;
             let measured = &spec.profile.measured;
-            let rewards = spec.scores().into_iter().filter(|name| !measured.contains(name));
+            let is_model = |name: &String| !measured.contains(name) && name != DRIFT;
+            let rewards = spec.scores().into_iter().filter(is_model);
             let rewards = rewards
                 .map(|name| {
                     let path = self.plan.weights(&name)?;

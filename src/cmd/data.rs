@@ -1,10 +1,15 @@
 //! `ppd data make|score|show`: the desk's preference pairs, what rewards say of them, and how they look.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
+use super::image_store::ImageStore;
 use super::{Global, Verdict, progress, terminal};
 use crate::base::Base;
-use crate::data::desk::{self, Jury, Pair, Sample};
+use crate::data::desk::calibrate::{PICK_A_PIC, calibrate};
+use crate::data::desk::{self, Judged, Jury, Pair, Sample};
 use crate::data::scores::Scores;
 use crate::data::{Preference, Split, pick_a_pic, scores, show};
 use crate::diffusion::{SamplerConfig, UnconditionalUser};
@@ -14,12 +19,14 @@ use crate::image::{self, Format};
 use crate::nn::workers::Workers;
 use crate::pixels::Image;
 use crate::progress::Progress;
+use crate::provenance::file_digest;
+use crate::record::replace_file;
 use crate::report;
 use crate::rng::stream;
 use crate::scenes::population::{Config, Kind, Population};
 use crate::scenes::{self, ObjectWeights, sample_scene};
 use crate::spec::{Profile, Spec};
-use crate::units::{GuidanceScale, Seed};
+use crate::units::{Digest, GuidanceScale, Seed};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -68,16 +75,19 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
         Action::Make { pairs, seed, num_steps } => {
             let progress = progress(global)?;
             let workers = Workers::new(global.threads())?;
-            let made = make(&profile, global, (pairs, seed, num_steps), &workers, &progress)?;
-            desk::write(&path, &made)?;
-            score(&profile, global, &path, &workers, &progress)?;
+            let recipe = Recipe::new(&profile, global, (pairs, seed, num_steps))?;
+            let judged = make(&recipe, &profile, global, &workers, &progress)?;
+            let made = label(recipe, &judged, &profile, global, &workers, &progress)?;
             drop(progress);
-            terminal::say(global.quiet, &format!("{} pairs in {}", made.len(), path.display()));
+            made.write(&path)?;
+            terminal::say(global.quiet, &format!("{} pairs in {}", judged.len(), path.display()));
         }
         Action::Score => {
             let progress = progress(global)?;
             let workers = Workers::new(global.threads())?;
-            score(&profile, global, &path, &workers, &progress)?;
+            let preferences = load(&path)?;
+            let scores = score(&preferences, &path, &profile, global, &workers, &progress)?;
+            scores::write(scores_path(&path), &preferences, &scores)?;
         }
         Action::Show { ref grid, pairs } => return draw(&path, grid, pairs as usize, global),
     }
@@ -85,18 +95,57 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     Ok(Verdict::Done)
 }
 
-/// Samples the pairs and lets the users choose.
+/// How the pairs were made, `pairs.json` beside them.
+#[derive(Debug, Clone, Serialize)]
+struct Recipe {
+    pairs: u32,
+    /// Of captions, noise, guidance, users and choices.
+    seed: Seed,
+    num_steps: u32,
+    guidance_scales: [f64; 3],
+    /// How often captions have one, two and three objects.
+    objects: ObjectWeights,
+    x0_clamp: f64,
+    jpeg_quality: u8,
+    users: usize,
+    /// The weights that sampled them, by name.
+    weights: BTreeMap<String, Digest>,
+    /// The users behind the raw labels, calibrated to Pick-a-Pic's agreements.
+    population: Option<Config>,
+}
+
+impl Recipe {
+    fn new(profile: &Profile, global: &Global, (pairs, seed, num_steps): (u32, u64, u32)) -> Result<Self> {
+        let mut weights = BTreeMap::new();
+        for name in ["denoiser", "text-encoder", "codec"] {
+            weights.insert(name.to_owned(), file_digest(&profile.weights_in(&global.assets, name)?)?);
+        }
+        Ok(Self {
+            pairs,
+            seed: Seed::new(seed),
+            num_steps,
+            guidance_scales: GUIDANCE,
+            objects: OBJECTS,
+            x0_clamp: X0_CLAMP,
+            jpeg_quality: QUALITY,
+            users: USERS,
+            weights,
+            population: None,
+        })
+    }
+}
+
+/// Samples the pairs, or finds them in the cache, and measures them.
 fn make(
+    recipe: &Recipe,
     profile: &Profile,
     global: &Global,
-    (count, seed, num_steps): (u32, u64, u32),
     workers: &Workers,
     progress: &Progress,
-) -> Result<Vec<Preference>> {
+) -> Result<Vec<Judged>> {
     let weights = |model| profile.weights_in(&global.assets, model);
     let base = Base::open(&weights("denoiser")?, &weights("codec")?)?;
-    let seed = Seed::new(seed);
-    let count = count as usize;
+    let (seed, count) = (recipe.seed, recipe.pairs as usize);
     let captions: Vec<String> = (0..count as u64)
         .map(|i| sample_scene(&mut stream(seed, "pair caption", i), OBJECTS, scenes::Split::Train).caption())
         .collect();
@@ -107,25 +156,30 @@ fn make(
     progress.begin("sample pairs", 2 * count);
     for (kind, &scale) in GUIDANCE.iter().enumerate() {
         let places: Vec<usize> = (0..2 * count).filter(|&i| guidance[i] == kind).collect();
-        let requests: Vec<Request> = places
-            .iter()
-            .map(|&i| Request { prompt: captions[i / 2].clone(), index: i as u64, seed })
-            .collect();
         let sampling = Sampling {
-            sampler: SamplerConfig { num_steps: num_steps as usize, x0_clamp: Some(X0_CLAMP) },
+            sampler: SamplerConfig { num_steps: recipe.num_steps as usize, x0_clamp: Some(X0_CLAMP) },
             guidance_scale: GuidanceScale::new(scale)?,
             unconditional_user: UnconditionalUser::Keep,
         };
-        let made = sample(&base, &requests, &sampling, None, workers, &|done| {
-            progress.advance(done);
-            !progress.stopping()
-        })?;
-        progress.check()?;
-        for (place, image) in places.into_iter().zip(made) {
-            images[place] = Some(image);
+        let store = ImageStore::new(&global.cache, "pair-images", &(1, &recipe.weights, &sampling, OBJECTS));
+        for places in places.chunks(64) {
+            let requests: Vec<Request> = places
+                .iter()
+                .map(|&i| Request { prompt: captions[i / 2].clone(), index: i as u64, seed })
+                .collect();
+            let made = store.get(&requests, |missing| {
+                let made = sample(&base, missing, &sampling, None, workers, &|_| !progress.stopping())?;
+                progress.check()?;
+                Ok(made)
+            })?;
+            progress.advance(places.len());
+            for (&place, image) in places.iter().zip(made) {
+                images[place] = Some(image);
+            }
         }
     }
     let model = &profile.name;
+    let num_steps = recipe.num_steps;
     let mut images = images.into_iter().enumerate().map(|(i, image)| Sample {
         image: image.expect("every guidance scale was sampled"),
         model: format!("{model}-base"),
@@ -136,10 +190,46 @@ fn make(
         let (Some(first), Some(second)) = (images.next(), images.next()) else { break };
         pairs.push(Pair { caption, samples: [first, second] });
     }
-    let judged = desk::judge(&pairs, Format::Jpeg(QUALITY))?;
-    let config = Config { reference: desk::reference(&judged), ..Config::of(Kind::Pick) };
-    let population = Population::with(seed, Kind::Pick, config);
-    Ok(desk::preferences(&judged, &population, Jury { users: USERS, seed }))
+    desk::judge(&pairs, Format::Jpeg(QUALITY))
+}
+
+/// Pairs with labels and scores, ready to be written.
+struct Labelled {
+    preferences: Vec<Preference>,
+    scores: Scores,
+    recipe: Recipe,
+}
+
+/// Scores the pairs, calibrates the users to the rewards' agreements, and lets them choose.
+fn label(
+    mut recipe: Recipe,
+    judged: &[Judged],
+    profile: &Profile,
+    global: &Global,
+    workers: &Workers,
+    progress: &Progress,
+) -> Result<Labelled> {
+    let jury = Jury { users: USERS, seed: recipe.seed };
+    let start = Config { reference: desk::reference(judged), ..Config::of(Kind::Pick) };
+    let labelled = |config: &Config| {
+        let population = Population::with(recipe.seed, Kind::Pick, config.clone());
+        desk::preferences(judged, &population, jury)
+    };
+    let scores = score(&labelled(&start), Path::new("pairs"), profile, global, workers, progress)?;
+    let config = calibrate(judged, &scores, &start, jury, &PICK_A_PIC)?;
+    let preferences = labelled(&config);
+    recipe.population = Some(config);
+    Ok(Labelled { preferences, scores, recipe })
+}
+
+impl Labelled {
+    /// Writes the pairs, their scores and their recipe.
+    fn write(&self, path: &Path) -> Result<()> {
+        desk::write(path, &self.preferences)?;
+        scores::write(scores_path(path), &self.preferences, &self.scores)?;
+        let recipe = serde_json::to_string_pretty(&self.recipe).expect("a recipe is plain data") + "\n";
+        replace_file(&path.with_extension("json"), recipe.as_bytes())
+    }
 }
 
 /// JPEG quality of stored pictures: as PNG, three thousand pairs would take 37 MB.
@@ -156,15 +246,16 @@ fn scores_path(path: &Path) -> PathBuf {
     path.with_extension("scores.csv")
 }
 
-/// Scores every picture with every reward of the profile that has weights, and with the measured ones.
+/// Scores every picture with every reward of the profile that has weights, and with the measured ones; `origin` names
+/// the pairs in messages.
 fn score(
+    preferences: &[Preference],
+    origin: &Path,
     profile: &Profile,
     global: &Global,
-    path: &Path,
     workers: &Workers,
     progress: &Progress,
-) -> Result<()> {
-    let preferences = load(path)?;
+) -> Result<Scores> {
     let scorers = super::score::open(profile, global, &|note| progress.note(note))?;
     let names = scorers.names();
     progress.begin("score pairs", preferences.len());
@@ -174,7 +265,7 @@ fn score(
         let mut prompts = Vec::with_capacity(2 * chunk.len());
         for pair in chunk {
             for side in 0..2 {
-                images.push(pair.image(side, path)?);
+                images.push(pair.image(side, origin)?);
                 prompts.push(pair.caption.clone());
             }
         }
@@ -191,7 +282,7 @@ fn score(
     for (name, values) in names.iter().zip(values) {
         all.insert(name, values)?;
     }
-    scores::write(scores_path(path), &preferences, &all)
+    Ok(all)
 }
 
 /// Prints what the rewards say of the pairs, and leaves it among the figures.

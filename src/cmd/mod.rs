@@ -8,6 +8,7 @@ mod cell;
 mod clean;
 mod data;
 mod generate;
+mod image_store;
 mod pretrain;
 mod report;
 mod reproduce;

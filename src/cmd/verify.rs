@@ -19,8 +19,13 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     let root = arguments.folder.as_ref().unwrap_or(&global.results);
     let (mut sealed, mut open, mut rows, mut faults) = (0, 0, 0, Vec::new());
     for folder in record::cell_folders(root)? {
-        match record::read_cell(&folder).and_then(|cell| Ok((cell, record::read_trace(&folder)?))) {
-            Ok(((header, cell_rows), _)) => {
+        let read = record::read_cell(&folder).and_then(|cell| {
+            record::read_trace(&folder)?;
+            cell.0.images.iter().try_for_each(|kept| record::read_image(&folder, kept).map(drop))?;
+            Ok(cell)
+        });
+        match read {
+            Ok((header, cell_rows)) => {
                 rows += cell_rows.len();
                 if header.finished.is_some() { sealed += 1 } else { open += 1 }
             }

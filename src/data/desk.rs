@@ -5,6 +5,8 @@
 //! one user of the population behind raw labels. A user sees the picture as it is stored, so whoever reads the file
 //! can judge it again.
 
+pub mod calibrate;
+
 use std::collections::BTreeMap;
 
 use crate::data::Preference;

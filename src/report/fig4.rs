@@ -202,6 +202,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
             },
         );
     }
+    figures.extend(super::samples::triangle(study, method)?);
     Ok(Some(Output { name: "fig4".into(), tables: vec![("fig4-table".into(), table)], figures }))
 }
 

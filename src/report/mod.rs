@@ -28,6 +28,7 @@ pub mod panel;
 pub mod plot;
 pub mod readme;
 pub mod retained;
+pub mod samples;
 pub mod study;
 pub mod sweep;
 pub mod table;
@@ -99,6 +100,7 @@ pub const OUTPUTS: &[Entry] = &[
         about: "every method and user on every score, pixels included",
         render: matrix::render,
     },
+    Entry { name: "samples", about: "the first prompts' images under every method", render: samples::render },
     Entry {
         name: "traces",
         about: "loss, margin, implicit accuracy and saturation in training",
@@ -200,10 +202,16 @@ mod tests {
     fn every_output_is_listed_once_and_draws_cleanly() {
         let study = testing::study();
         let outputs = render_all(&study).unwrap();
-        let expected: Vec<&str> =
-            OUTPUTS.iter().map(|entry| entry.name).filter(|name| *name != "sweep").collect();
+        let expected: Vec<&str> = OUTPUTS
+            .iter()
+            .map(|entry| entry.name)
+            .filter(|name| !["sweep", "samples"].contains(name))
+            .collect();
         let made: Vec<&str> = outputs.iter().map(|output| output.name.as_str()).collect();
-        assert_eq!(made, expected, "the synthetic study has something for every output but the sweep");
+        assert_eq!(
+            made, expected,
+            "the synthetic study has something for every output but sweeps and images"
+        );
         let mut names: Vec<String> = Vec::new();
         for output in &outputs {
             for figure in &output.figures {

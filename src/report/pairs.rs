@@ -9,6 +9,7 @@ use std::path::Path;
 
 use super::table::{Cell, Kind, Table};
 use super::{Output, Result};
+use crate::data::desk::calibrate::PICK_A_PIC;
 use crate::data::labels::{agreement, raw_choices, reward_choices};
 use crate::data::scores::Scores;
 use crate::data::{Choice, Preference};
@@ -16,9 +17,6 @@ use crate::scenes::population::{Config, Kind as Users, Population, aesthetic};
 use crate::scenes::{alignment, measure, parse};
 use crate::stats::correlation::spearman;
 use crate::units::Seed;
-
-/// What CLIP, aesthetic and HPS agree with on Pick-a-Pic, in % (the paper's Section 5.1).
-const PICK_A_PIC: [(&str, f64); 3] = [("clip", 57.0), ("aesthetic", 51.0), ("hps", 59.0)];
 
 /// The measurable thing that each desk reward stands for, on both pictures of every pair; nothing where a caption is
 /// none of the desk's.
@@ -39,8 +37,8 @@ fn truths(pairs: &[Preference], origin: &Path) -> Result<Scores> {
         }
     }
     let mut scores = Scores::new();
-    for ((reward, _), values) in PICK_A_PIC.iter().zip(values) {
-        scores.insert(reward, values)?;
+    for (target, values) in PICK_A_PIC.iter().zip(values) {
+        scores.insert(target.reward, values)?;
     }
     Ok(scores)
 }
@@ -78,7 +76,8 @@ pub fn render(pairs: &[Preference], scores: &Scores, origin: &Path) -> Result<Ou
             true => share(&ours, &reward_choices(scores, &twin)?)?,
             false => Cell::Missing,
         };
-        let published = PICK_A_PIC.iter().find(|(reward, _)| reward == name).map(|(_, share)| *share);
+        let published =
+            PICK_A_PIC.iter().find(|target| target.reward == name).map(|target| 100.0 * target.agreement);
         table.push(vec![
             Cell::text(name.as_str()),
             share(&ours, &raw)?,

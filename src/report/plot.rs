@@ -203,6 +203,14 @@ enum Shape {
     Label(Label),
 }
 
+/// A picture in a figure.
+#[derive(Debug, Clone, PartialEq)]
+struct Picture {
+    at: (f64, f64),
+    side: f64,
+    png: Vec<u8>,
+}
+
 /// A figure as shapes on a sheet, in points from its upper left corner; later shapes lie above earlier ones.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scene {
@@ -211,12 +219,13 @@ pub struct Scene {
     /// The sheet's height in points.
     pub height: f64,
     shapes: Vec<Shape>,
+    pictures: Vec<Picture>,
 }
 
 impl Scene {
     /// An empty sheet, its sides rounded up to whole points: half a pixel at an edge would not be opaque.
     pub fn new(width: f64, height: f64) -> Self {
-        Self { width: width.ceil(), height: height.ceil(), shapes: Vec::new() }
+        Self { width: width.ceil(), height: height.ceil(), shapes: Vec::new(), pictures: Vec::new() }
     }
 
     /// An open path.
@@ -247,6 +256,11 @@ impl Scene {
     /// A filled upright rectangle between two corners.
     pub fn rectangle(&mut self, (x0, y0): (f64, f64), (x1, y1): (f64, f64), fill: Color) {
         self.polygon(vec![(x0, y0), (x1, y0), (x1, y1), (x0, y1)], fill);
+    }
+
+    /// A square picture, its bytes PNG, with its upper left corner at a point; pictures lie above all shapes.
+    pub fn picture(&mut self, at: (f64, f64), side: f64, png: Vec<u8>) {
+        self.pictures.push(Picture { at, side, png });
     }
 
     /// A text.
@@ -315,7 +329,21 @@ impl Scene {
             .replacen(">\n", &format!(">\n<title>{title}</title>\n{background}"), 1)
             .replace("font-family=\"DejaVu Sans\"", "font-family=\"DejaVu Sans, Verdana, sans-serif\"")
             .replace(" opacity=\"1\"", "");
-        Ok(svg)
+        let pictures: String = self.pictures.iter().map(Picture::svg).collect();
+        Ok(svg.replacen("</svg>", &format!("{pictures}</svg>"), 1))
+    }
+}
+
+impl Picture {
+    fn svg(&self) -> String {
+        use base64::Engine as _;
+        let data = base64::engine::general_purpose::STANDARD.encode(&self.png);
+        let ((x, y), side) = (at(self.at), units(self.side));
+        // Whole pixels: nothing between them is invented.
+        format!(
+            "<image x=\"{x}\" y=\"{y}\" width=\"{side}\" height=\"{side}\" image-rendering=\"optimizeSpeed\" \
+             href=\"data:image/png;base64,{data}\"/>\n"
+        )
     }
 }
 

@@ -5,12 +5,12 @@
 //! by image before anything is averaged.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
 use crate::error::{Error, Result};
-use crate::record::{self, Header, Row, Step};
+use crate::record::{self, Header, Kept, Row, Step};
 use crate::spec::claim::Claim;
 use crate::stats::crossed::Gathered;
 use crate::stats::{Crossed, Estimate, Inference};
@@ -152,6 +152,29 @@ pub struct Trace {
     pub steps: Vec<Step>,
 }
 
+/// An image that a record keeps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Picture {
+    /// The method that made it.
+    pub method: String,
+    /// The seed of the training run behind it.
+    pub train_seed: u64,
+    /// What it was asked to show, and for whom.
+    pub kept: Kept,
+    /// The record's folder.
+    pub folder: PathBuf,
+}
+
+impl Picture {
+    /// The PNG's bytes.
+    ///
+    /// # Errors
+    /// Where the file is missing or was changed.
+    pub fn png(&self) -> Result<Vec<u8>> {
+        record::read_image(&self.folder, &self.kept)
+    }
+}
+
 /// A study's design with everything that its finished cells hold.
 #[derive(Debug)]
 pub struct Study {
@@ -161,6 +184,8 @@ pub struct Study {
     pub headers: Vec<Header>,
     /// The training traces, by method in the design's order and by seed.
     pub traces: Vec<Trace>,
+    /// The images that the records keep, by method in the design's order, training seed, condition and prompt.
+    pub pictures: Vec<Picture>,
     /// How many cells were begun but are not finished; their rows are not used.
     pub unfinished: usize,
     /// The names of all scores that some row holds.
@@ -205,7 +230,16 @@ impl Study {
                 }
                 names
             });
-        Self { design, headers: Vec::new(), traces: Vec::new(), unfinished: 0, scores, rows, blocks }
+        Self {
+            design,
+            headers: Vec::new(),
+            traces: Vec::new(),
+            pictures: Vec::new(),
+            unfinished: 0,
+            scores,
+            rows,
+            blocks,
+        }
     }
 
     /// Reads all finished cells below `folder` (`results/<study>/<profile>`).
@@ -219,6 +253,7 @@ impl Study {
             .map(|folder| Ok((record::read_cell(folder)?, record::read_trace(folder)?, folder)))
             .collect::<Result<_>>()?;
         let (mut rows, mut headers, mut traces, mut unfinished) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        let mut pictures = Vec::new();
         let mut owners: HashMap<(String, u64), &Path> = HashMap::new();
         for ((header, cell_rows), steps, folder) in cells {
             // A study may look at another's records and leave some of its methods out.
@@ -243,11 +278,25 @@ impl Study {
             if !steps.is_empty() {
                 traces.push(Trace { method: header.method.clone(), train_seed: header.train_seed, steps });
             }
+            pictures.extend(header.images.iter().map(|kept| Picture {
+                method: header.method.clone(),
+                train_seed: header.train_seed,
+                kept: kept.clone(),
+                folder: folder.clone(),
+            }));
             rows.extend(cell_rows);
             headers.push(header);
         }
         traces.sort_by_key(|trace| (design.place(&trace.method), trace.train_seed));
-        Ok(Self { headers, traces, unfinished, ..Self::new(design, rows) })
+        pictures.sort_by_key(|picture| {
+            (
+                design.place(&picture.method),
+                picture.train_seed,
+                picture.kept.condition.clone(),
+                picture.kept.prompt,
+            )
+        });
+        Ok(Self { headers, traces, pictures, unfinished, ..Self::new(design, rows) })
     }
 
     /// The number of rows.

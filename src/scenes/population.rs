@@ -17,6 +17,8 @@
 //! Each user's `w_k` is the population's mean taste plus `individual` times a standard normal number, her `w_a` the
 //! population's times a log-normal one with median one; `q` and `c` are the population's.
 
+use serde::{Deserialize, Serialize};
+
 use super::measure::{COUNT, Measured};
 use crate::rng::{Stream, stream};
 use crate::units::Seed;
@@ -31,7 +33,8 @@ pub enum Kind {
 }
 
 /// Standardisation of measured statistics, in the order of [`Measured::NAMES`].
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Reference {
     /// The mean over pictures.
     pub mean: [f64; COUNT],
@@ -77,7 +80,8 @@ impl Reference {
 }
 
 /// What a population is like; [`Config::of`] gives the released ones.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Config {
     /// The weight of alignment, per 0.2 of it.
     pub alignment: f64,
@@ -229,17 +233,17 @@ impl Population {
     }
 }
 
+/// The aesthetic raters' weight of each standardised statistic; light beyond the middle they dislike besides.
+pub const AESTHETIC_TASTE: [f64; COUNT] = [0.0, 0.50, -0.30, 0.45, -0.15, 0.40, 0.0];
+
 /// The desk world's aesthetic rating of a picture without rater noise, in 1..10, about 5.5 on average.
 ///
 /// Pleasing is a vivid, contrasty, centred picture of middle light that is rather cool; grain and stripes displease a
 /// little. No caption is looked at, so alignment plays no part.
 pub fn aesthetic(measured: &Measured) -> f64 {
     let z = RENDERS.standardise(measured);
-    let [brightness, saturation, warmth, contrast, texture, centredness, _] = z;
-    let pleasing = 0.50 * saturation + 0.45 * contrast + 0.40 * centredness
-        - 0.30 * warmth
-        - 0.15 * texture
-        - 0.10 * brightness.powi(2);
+    let taste: f64 = z.iter().zip(AESTHETIC_TASTE).map(|(z, weight)| weight * z).sum();
+    let pleasing = taste - 0.10 * z[0].powi(2);
     (5.6 + 0.9 * pleasing).clamp(1.0, 10.0)
 }
 

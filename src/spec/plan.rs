@@ -227,11 +227,12 @@ impl Spec {
         Ok(plan)
     }
 
-    /// Every score that rows may hold: users, their twins, measured statistics.
+    /// Every score that rows may hold: users, their twins, measured statistics, drift from the base.
     pub fn scores(&self) -> Vec<String> {
         let users = self.rewards.users.iter();
         let twins = users.clone().filter(|_| self.rewards.twins).map(|reward| Profile::twin(reward));
-        users.clone().cloned().chain(twins).chain(self.profile.measured.iter().cloned()).collect()
+        let measured = self.profile.measured.iter().cloned();
+        users.clone().cloned().chain(twins).chain(measured).chain([record::DRIFT.to_owned()]).collect()
     }
 
     /// What does not fit together, whatever the disk holds.

@@ -40,6 +40,9 @@ pub struct Data {
     pub num_prompts: usize,
     /// The noise seeds of each prompt, common to all methods: a number of them, or a list.
     pub noise_seeds: Seeds,
+    /// How many prompts' images records keep for people to look at, from the first, under the first noise seed.
+    #[serde(default)]
+    pub kept_images: usize,
 }
 
 /// `[train]`: how an adapter is fine-tuned.

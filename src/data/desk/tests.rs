@@ -2,7 +2,7 @@ use super::*;
 use crate::data::labels::{agreement, raw_choices, reward_choices};
 use crate::data::pick_a_pic::Columns;
 use crate::data::scores::Scores;
-use crate::scenes::population::Kind;
+use crate::scenes::population::{Config, Kind};
 use crate::scenes::{Split, Style, render, sample_scene};
 
 const JURY: Jury = Jury { users: 40, seed: Seed::new(3) };
@@ -103,4 +103,32 @@ fn captions_of_no_scene_are_refused() {
     pairs[0].caption = "a photograph of an astronaut".into();
     let message = judge(&pairs, Format::Png).unwrap_err().to_string();
     assert!(message.contains("astronaut") && message.contains("grammar"), "{message}");
+}
+
+#[test]
+fn a_calibrated_population_agrees_as_asked() {
+    use super::calibrate::{Target, calibrate};
+    let judged = judge(&renders(300), Format::Png).unwrap();
+    let start = Config { reference: reference(&judged), ..Config::of(Kind::Pick) };
+    // Rewards that stand for alignment, the raters' taste and the utility of the users behind HPS.
+    let users = Population::new(Seed::new(1), Kind::Hps);
+    let mut scores = Scores::new();
+    let rated = |pair: &Judged| pair.measured.map(|measured| population::aesthetic(&measured));
+    let utility = |pair: &Judged| {
+        [0, 1].map(|side| users.utility(&users.mean_user(), &pair.measured[side], pair.alignment[side]))
+    };
+    scores.insert("clip", judged.iter().map(|pair| pair.alignment).collect()).unwrap();
+    scores.insert("aesthetic", judged.iter().map(rated).collect()).unwrap();
+    scores.insert("hps", judged.iter().map(utility).collect()).unwrap();
+    let targets = [("clip", 0.57), ("aesthetic", 0.51), ("hps", 0.59)]
+        .map(|(reward, agreement)| Target { reward, agreement });
+    let config = calibrate(&judged, &scores, &start, JURY, &targets).unwrap();
+    let population = Population::with(JURY.seed, Kind::Pick, config.clone());
+    for target in targets {
+        let sides = scores.get(target.reward).unwrap();
+        let got = expected_agreement(&judged, sides, &population, JURY).unwrap();
+        assert!((got - target.agreement).abs() < 0.01, "{}: {got}", target.reward);
+    }
+    assert_eq!(calibrate(&judged, &scores, &start, JURY, &targets).unwrap(), config, "no luck in it");
+    assert_eq!(calibrate(&judged, &Scores::new(), &start, JURY, &targets).unwrap(), start);
 }
