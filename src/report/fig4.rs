@@ -10,7 +10,7 @@ use super::plot::{Anchor, COLUMN, Color, Label, Look, SMALL, Scene};
 use super::study::{BOOTSTRAP, LEVEL, Method, RESAMPLES, Role, Study, Values, reward_label, twin};
 use super::table::{Cell, Kind, Table};
 use super::{Figure, Output, Result};
-use crate::stats::bootstrap::distribution;
+use crate::stats::bootstrap::Resamples;
 use crate::stats::correlation::spearman;
 use crate::stats::{Crossed, Estimate, Inference};
 
@@ -105,9 +105,8 @@ impl Surface {
             let parts = self.values.iter().zip(&means).map(|(values, mean)| {
                 let levels = of(values);
                 let n = levels.len() as f64;
-                distribution(levels.len(), RESAMPLES, BOOTSTRAP, purpose, |drawn| {
-                    drawn.iter().map(|&index| levels[index as usize] - mean).sum::<f64>() / n
-                })
+                let deviations: Vec<f64> = levels.iter().map(|level| (level - mean) / n).collect();
+                Resamples::draw(levels.len(), RESAMPLES, BOOTSTRAP, purpose).sums(&deviations)
             });
             parts.collect()
         };

@@ -425,8 +425,29 @@ fn parse(svg: &str) -> Result<usvg::Tree> {
 pub fn to_pdf(svg: &str) -> Result<Vec<u8>> {
     // 96 units to the inch is how `usvg` reads points; the page keeps them.
     let page = svg2pdf::PageOptions { dpi: 96.0 };
-    svg2pdf::to_pdf(&parse(svg)?, svg2pdf::ConversionOptions::default(), page)
-        .map_err(|e| Error::Shape(format!("a figure cannot be converted to PDF: {e}")))
+    let mut pdf = svg2pdf::to_pdf(&parse(svg)?, svg2pdf::ConversionOptions::default(), page)
+        .map_err(|e| Error::Shape(format!("a figure cannot be converted to PDF: {e}")))?;
+    sort_pictures(&mut pdf);
+    Ok(pdf)
+}
+
+/// Sorts the lines of every dictionary of pictures, which the converter writes in random order. No byte moves beyond
+/// its dictionary, so the file's table of offsets stays right.
+fn sort_pictures(pdf: &mut [u8]) {
+    const OPEN: &[u8] = b"/XObject <<\n";
+    let mut from = 0;
+    while let Some(start) = pdf[from..].windows(OPEN.len()).position(|bytes| bytes == OPEN) {
+        let start = from + start + OPEN.len();
+        let Some(length) = pdf[start..].windows(2).position(|bytes| bytes == b">>") else { return };
+        // The last line holds the closing brackets' indentation.
+        let length =
+            pdf[start..start + length].iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        let mut lines: Vec<Vec<u8>> =
+            pdf[start..start + length].split_inclusive(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
+        lines.sort_by(|a, b| (a.len(), a).cmp(&(b.len(), b)));
+        pdf[start..start + length].copy_from_slice(&lines.concat());
+        from = start + length;
+    }
 }
 
 /// The PNG of an SVG that [`Scene::to_svg`] made, three pixels to the point (216 per inch).

@@ -206,6 +206,9 @@ mod tests {
         let drawn = crate::image::decode(&grey, "figure").unwrap();
         assert!(drawn.rgb().chunks(3).filter(|p| *p == [90; 3]).count() > 1000, "the images are there");
 
+        let pdf = || super::super::plot::to_pdf(&svg).unwrap();
+        assert!(pdf() == pdf(), "the same figure is the same file");
+
         let picture = &study.pictures[0];
         std::fs::write(picture.folder.join("images").join(&picture.kept.file), b"x").unwrap();
         assert!(render(&study).unwrap_err().to_string().contains("digest"));

@@ -1,10 +1,11 @@
 //! Bootstrap distributions and the intervals read from them; whole clusters are resampled, never single rows.
 //!
-//! Each interval can be had from stored resample indices ([`distribution_of`]) or from seeded streams
-//! ([`distribution`]); the arithmetic after that is the same, and is held to scipy's. Resamples are drawn in blocks,
-//! one stream a block, so the result does not depend on the number of threads.
+//! Each interval can be had from stored resample indices ([`distribution_of`]) or from seeded streams ([`Resamples`]);
+//! the arithmetic after that is the same, and is held to scipy's. Resamples are drawn in blocks, one stream a block, so
+//! the result does not depend on the number of threads.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -18,26 +19,86 @@ use crate::units::Seed;
 /// Resamples that share one stream: enough to hide the cost of opening it, few enough to spread over threads.
 const BLOCK: usize = 64;
 
-/// The statistic of each resample of `units` things with replacement; `statistic` is given the indices drawn.
+/// How often each of `units` things is drawn in each resample with replacement.
 ///
-/// `purpose` names the stream, so that two distributions under one seed can share their draws or not.
-pub fn distribution<F>(units: usize, resamples: usize, seed: Seed, purpose: &str, statistic: F) -> Vec<f64>
-where
-    F: Fn(&[u32]) -> f64 + Sync,
-{
-    let mut values = vec![0.0; resamples];
-    if units == 0 {
-        return Vec::new();
-    }
-    values.par_chunks_mut(BLOCK).enumerate().for_each(|(block, values)| {
-        let mut stream = stream(seed, purpose, block as u64);
-        let mut drawn = vec![0u32; units];
-        for value in values {
-            stream.fill_below(units as u32, &mut drawn);
-            *value = statistic(&drawn);
+/// Every statistic here is a weighted sum over units, so the draws are all that resamples are; they are the same for
+/// every quantity over the same units, and the latest few are remembered.
+#[derive(Debug)]
+pub struct Resamples {
+    units: usize,
+    /// One line of `units` counts for each resample.
+    counts: Vec<u16>,
+}
+
+/// What tells resamples apart: units, resamples, seed, purpose.
+type Key = (usize, usize, Seed, String);
+
+/// The latest resamples, the one used last at the end.
+static LATEST: Mutex<Vec<(Key, Arc<Resamples>)>> = Mutex::new(Vec::new());
+const REMEMBERED: usize = 6;
+
+impl Resamples {
+    /// The resamples of a seed and a purpose; two distributions under one seed share their draws where they share the
+    /// purpose.
+    pub fn draw(units: usize, resamples: usize, seed: Seed, purpose: &str) -> Arc<Self> {
+        let key = (units, resamples, seed, purpose.to_owned());
+        let latest = || LATEST.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = latest().iter().find(|(other, _)| *other == key) {
+            return known.clone();
         }
-    });
-    values
+        // Not under the lock: a thread that waits for others here may be handed work that asks for it again.
+        let drawn = Arc::new(Self::new(units, resamples, seed, purpose));
+        let mut latest = latest();
+        latest.push((key, drawn.clone()));
+        if latest.len() > REMEMBERED {
+            latest.remove(0);
+        }
+        drawn
+    }
+
+    fn new(units: usize, resamples: usize, seed: Seed, purpose: &str) -> Self {
+        let mut counts = vec![0u16; units * resamples];
+        if units > 0 {
+            counts.par_chunks_mut(BLOCK * units).enumerate().for_each(|(block, counts)| {
+                let mut stream = stream(seed, purpose, block as u64);
+                let mut drawn = vec![0u32; units];
+                for counts in counts.chunks_exact_mut(units) {
+                    stream.fill_below(units as u32, &mut drawn);
+                    for &unit in &drawn {
+                        counts[unit as usize] += 1;
+                    }
+                }
+            });
+        }
+        Self { units, counts }
+    }
+
+    /// The sum of the drawn units' values, for each resample.
+    ///
+    /// # Panics
+    /// Where there is not one value for each unit.
+    pub fn sums(&self, values: &[f64]) -> Vec<f64> {
+        assert_eq!(values.len(), self.units, "each unit has its value");
+        self.counts
+            .par_chunks_exact(self.units.max(1))
+            .with_min_len(BLOCK)
+            .map(|counts| dot(counts, values))
+            .collect()
+    }
+}
+
+/// Σ count·value over eight running sums: the order is fixed, whatever the processor can do at once.
+fn dot(counts: &[u16], values: &[f64]) -> f64 {
+    let mut sums = [0.0; 8];
+    let (counts, last_counts) = counts.as_chunks::<8>();
+    let (values, last_values) = values.as_chunks::<8>();
+    for (counts, values) in counts.iter().zip(values) {
+        for ((sum, count), value) in sums.iter_mut().zip(counts).zip(values) {
+            *sum += f64::from(*count) * value;
+        }
+    }
+    let rest: f64 = last_counts.iter().zip(last_values).map(|(count, value)| f64::from(*count) * value).sum();
+    sums.iter().sum::<f64>() + rest
 }
 
 /// The statistic of each stored resample: `indices` holds them one after the other, `units` indices each.
@@ -265,9 +326,10 @@ impl Clusters {
     /// # Errors
     /// Where `resamples` is zero.
     pub fn replicates(&self, resamples: usize, seed: Seed) -> Result<Replicates> {
-        let means =
-            distribution(self.count(), resamples, seed, "bootstrap clusters", |drawn| self.mean_of(drawn));
-        Replicates::new(self.mean(), means)
+        let drawn = Resamples::draw(self.count(), resamples, seed, "bootstrap clusters");
+        let (sums, counts): (Vec<f64>, Vec<f64>) = self.totals.iter().copied().unzip();
+        let means = drawn.sums(&sums).into_iter().zip(drawn.sums(&counts)).map(|(sum, count)| sum / count);
+        Replicates::new(self.mean(), means.collect())
     }
 
     /// The mean with its cluster bootstrap: BCa, its levels widened for the number of clusters ([`widened_z`]).
@@ -301,5 +363,27 @@ impl Clusters {
     /// Where `resamples` is zero.
     pub fn rate_inference(&self, resamples: usize, seed: Seed) -> Result<Inference> {
         Ok(self.inference(resamples, seed)?.as_rate(self.count()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resamples_are_their_seed_and_purpose_and_draw_as_many_as_there_are() {
+        let (seed, values) =
+            (Seed::new(4), (0..37).map(|i| (f64::from(i) * 0.7).sin()).collect::<Vec<f64>>());
+        let drawn = Resamples::draw(37, 150, seed, "test");
+        assert_eq!(drawn.counts.len(), 37 * 150);
+        assert_eq!(drawn.sums(&[1.0; 37]), vec![37.0; 150]);
+        assert_eq!(Resamples::new(37, 150, seed, "test").counts, drawn.counts, "remembered or drawn anew");
+        assert_ne!(Resamples::draw(37, 150, seed, "other").counts, drawn.counts);
+        // The first resample, drawn by hand.
+        let mut indices = vec![0u32; 37];
+        stream(seed, "test", 0).fill_below(37, &mut indices);
+        let sum: f64 = indices.iter().map(|&index| values[index as usize]).sum();
+        assert!((drawn.sums(&values)[0] - sum).abs() < 1e-12);
+        assert!(Resamples::draw(0, 3, seed, "test").sums(&[]).is_empty());
     }
 }

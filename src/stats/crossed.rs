@@ -29,7 +29,7 @@
 
 use std::collections::BTreeMap;
 
-use super::bootstrap::{Clusters, Replicates, distribution};
+use super::bootstrap::{Clusters, Replicates, Resamples};
 use super::estimate::{Estimate, Method};
 use super::inference::{Inference, Shape};
 use super::sample::is_constant;
@@ -428,9 +428,8 @@ impl Draws {
         let part = |means: Vec<f64>, purpose: &str| {
             let n = means.len() as f64;
             let scale = (n / (n - 1.0)).sqrt() / n;
-            distribution(means.len(), resamples, seed, purpose, |drawn| {
-                drawn.iter().map(|&index| means[index as usize] - mean).sum::<f64>() * scale
-            })
+            let deviations: Vec<f64> = means.iter().map(|level| (level - mean) * scale).collect();
+            Resamples::draw(means.len(), resamples, seed, purpose).sums(&deviations)
         };
         Self {
             mean,

@@ -1,6 +1,7 @@
 //! The integration suite: one binary, one module for each floor's oracles and families.
 
 mod adamw;
+mod assets;
 mod cli;
 mod clip;
 mod data;
