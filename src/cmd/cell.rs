@@ -260,13 +260,10 @@ impl<'a> Laboratory<'a> {
         progress.begin(&format!("sample {name}"), missing.len());
         for chunk in missing.chunks(CHUNK) {
             let begun = Instant::now();
-            let images = make(chunk, adapter.map(|adapter| (adapter, vector.as_slice())))?;
-            let of_base = match adapter {
-                Some(_) => self.base_images.get(chunk, |missing| make(missing, None))?,
-                None => {
-                    self.base_images.put(chunk, &images)?;
-                    images.clone()
-                }
+            let of_base = self.base_images.get(chunk, |missing| make(missing, None))?;
+            let images = match adapter {
+                Some(adapter) => make(chunk, Some((adapter, vector.as_slice())))?,
+                None => of_base.clone(),
             };
             progress.advance(chunk.len());
             recorder.add_seconds("sample", begun.elapsed().as_secs_f64());

@@ -37,8 +37,7 @@ impl ImageStore {
         self.folder.join(format!("{}-{}.png", request.seed.get(), request.index))
     }
 
-    /// Keeps images.
-    pub(super) fn put(&self, requests: &[Request], images: &[Image]) -> Result<()> {
+    fn put(&self, requests: &[Request], images: &[Image]) -> Result<()> {
         std::fs::create_dir_all(&self.folder).map_err(Error::io("create", &self.folder))?;
         for (request, image) in requests.iter().zip(images) {
             replace_file(&self.path(request), &image::encode(image, Format::Png)?)?;

@@ -57,7 +57,7 @@ pub struct Spec {
     pub title: String,
     /// What it stands beside in the paper.
     pub paper: Option<String>,
-    /// The study whose folder holds its records: itself, or the one that it only looks at.
+    /// The study whose folder holds its records: itself, or the one that it shares them with.
     pub records: String,
     /// The training seeds.
     pub seeds: Seeds,

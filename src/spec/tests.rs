@@ -76,7 +76,7 @@ fn what_is_unknown_is_refused_with_its_place() {
         (
             "tabel1",
             "",
-            "unknown study `tabel1`, expected one of beta, fig3, fig4, sensitivity, table1, or a path that ends in .toml; did you mean `table1`?",
+            "unknown study `tabel1`, expected one of beta, controls, fig3, fig4, sensitivity, table1, or a path that ends in .toml; did you mean `table1`?",
         ),
         ("table1", "train.stepps=3", "--set train.stepps=3: unknown key `stepps`"),
         ("table1", "trian.steps=3", "--set trian.steps=3: unknown key `trian`, expected one of schema"),
@@ -234,8 +234,8 @@ fn seeds_and_labels_follow_the_request() {
     assert_eq!(spec.method("ppd").unwrap().train.steps, 3);
     let root = with_assets();
     let plan = spec.resolve(&places(root.path())).unwrap();
-    assert_eq!(plan.cells.len(), 1 + 10 * 2);
+    assert_eq!(plan.cells.len(), 1 + 7 * 2);
     let estimate = plan.estimate().unwrap();
-    assert_eq!(estimate.trainings, 20);
+    assert_eq!(estimate.trainings, 14);
     assert_eq!(estimate.core_seconds, None, "the profile states no cost yet");
 }

@@ -122,7 +122,7 @@ fn a_dry_run_prints_the_matrix_and_leaves_nothing_behind() {
     let root = with_assets();
     let (out, err) = expect(root.path(), 0, &["reproduce", "table1", "--dry-run", "--seeds", "3,5"]);
     assert!(err.is_empty(), "{err}");
-    for part in ["ppd-shuffled-users", "dpo-aesthetic", "21 cells, 0 complete", "20 trainings", "to do"] {
+    for part in ["dpo-pooled", "dpo-aesthetic", "15 cells, 0 complete", "14 trainings", "to do"] {
         assert!(out.contains(part), "{out}");
     }
     let (out, _) = expect(root.path(), 0, &["sweep", "beta", "--dry-run", "--json", "--quick"]);
