@@ -56,6 +56,7 @@ impl AestheticConfig {
                 weight_decay: 1e-3,
                 max_grad_norm: 5.0,
                 ema_decay: 0.99,
+                former_plans: Vec::new(),
             },
         }
     }

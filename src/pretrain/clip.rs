@@ -78,6 +78,7 @@ impl ClipConfig {
                 weight_decay: 0.02,
                 max_grad_norm: 1.0,
                 ema_decay: 0.995,
+                former_plans: Vec::new(),
             },
         }
     }

@@ -56,6 +56,7 @@ impl CodecConfig {
                 weight_decay: 1e-3,
                 max_grad_norm: 1.0,
                 ema_decay: 0.995,
+                former_plans: Vec::new(),
             },
         }
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::training_picture;
 use super::manifest::{Manifest, write_config};
-use super::trainer::{Optimisation, Step, Trainer};
+use super::trainer::{FormerPlan, Optimisation, Step, Trainer};
 use crate::base::{DenoiserConfig as Networks, conditioning_tokens, picture_tensor};
 use crate::diffusion::{Schedule, per_sample_error};
 use crate::error::Result;
@@ -117,11 +117,11 @@ impl DenoiserConfig {
             seed: Seed::new(21),
             objects_at_start: [1.0, 0.0, 0.0],
             objects_at_end: [0.45, 0.33, 0.22],
-            objects_settle: 0.4,
+            objects_settle: 0.3,
             text_dropout: 0.1,
             focus: Focus { from_step: 5000, share: 0.6, centre: 0.76, spread: 0.13 },
             optimisation: Optimisation {
-                steps: 12_000,
+                steps: 16_000,
                 micro_batches: 2,
                 micro_batch: 24,
                 learning_rate: 1.5e-3,
@@ -129,6 +129,7 @@ impl DenoiserConfig {
                 weight_decay: 1e-3,
                 max_grad_norm: 1.0,
                 ema_decay: 0.998,
+                former_plans: vec![FormerPlan { until_step: 8700, steps: 12_000 }],
             },
         })
     }

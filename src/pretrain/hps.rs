@@ -54,6 +54,7 @@ impl HpsConfig {
                 weight_decay: 0.02,
                 max_grad_norm: 1.0,
                 ema_decay: 0.98,
+                former_plans: Vec::new(),
             },
         }
     }

@@ -12,4 +12,4 @@ mod stored;
 mod trainer;
 
 pub use manifest::{FILE as MANIFEST, Manifest};
-pub use trainer::{Optimisation, Step, Trainer};
+pub use trainer::{FormerPlan, Optimisation, Step, Trainer};

@@ -32,13 +32,28 @@ pub struct Optimisation {
     pub max_grad_norm: f64,
     /// Decay of the weights' moving average; 0 keeps none.
     pub ema_decay: f64,
+    /// How long the run was planned to be before it was lengthened: earlier steps had the learning rates of that plan.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_plans: Vec<FormerPlan>,
+}
+
+/// A plan that a run followed before it was lengthened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FormerPlan {
+    /// The first step that no longer followed it.
+    pub until_step: usize,
+    /// Its number of steps.
+    pub steps: usize,
 }
 
 impl Optimisation {
     /// The learning rate of step `step`, counted from 0.
     pub fn learning_rate_at(&self, step: usize) -> f64 {
         let warmup = (step + 1) as f64 / self.warmup_steps.max(1) as f64;
-        let progress = (step as f64 / self.steps as f64).min(1.0);
+        let former = self.former_plans.iter().find(|plan| step < plan.until_step);
+        let steps = former.map_or(self.steps, |plan| plan.steps);
+        let progress = (step as f64 / steps as f64).min(1.0);
         let cosine = 0.02 + 0.98 * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
         self.learning_rate * warmup.min(1.0) * cosine
     }
@@ -213,5 +228,33 @@ impl Trainer {
             *mean = get("average")?;
         }
         self.optimiser.restore("optimiser.", self.step, |name| state.read(name, DType::F32, &Device::Cpu))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lengthened_run_keeps_the_learning_rates_that_it_had() {
+        let short = Optimisation {
+            steps: 100,
+            micro_batches: 1,
+            micro_batch: 1,
+            learning_rate: 1e-3,
+            warmup_steps: 10,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            ema_decay: 0.0,
+            former_plans: Vec::new(),
+        };
+        let former_plans = vec![FormerPlan { until_step: 60, steps: 100 }];
+        let long = Optimisation { steps: 200, former_plans, ..short.clone() };
+        assert_eq!(short.learning_rate_at(0), 1e-4);
+        for step in 0..60 {
+            assert_eq!(long.learning_rate_at(step), short.learning_rate_at(step));
+        }
+        assert!(long.learning_rate_at(60) > 1.5 * long.learning_rate_at(59));
+        assert!((long.learning_rate_at(200) - 2e-5).abs() < 1e-12);
     }
 }
