@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use multiversion::multiversion;
 use rayon::prelude::*;
 
 use super::distribution::{normal_cdf, normal_quantile, student_quantile};
@@ -88,6 +89,7 @@ impl Resamples {
 }
 
 /// Σ count·value over eight running sums: the order is fixed, whatever the processor can do at once.
+#[multiversion(targets = "simd")]
 fn dot(counts: &[u16], values: &[f64]) -> f64 {
     let mut sums = [0.0; 8];
     let (counts, last_counts) = counts.as_chunks::<8>();
