@@ -116,7 +116,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
             config.optimisation.steps = steps(config.optimisation.steps);
             let total = config.optimisation.steps;
             let codec = open_codec(&global.assets.join("desk/codec/codec.safetensors"))?;
-            denoiser::run(&config, codec, &folder, threads, &mut |step| watch(total, step))?;
+            denoiser::run(&config, codec, &installed, &folder, threads, &mut |step| watch(total, step))?;
         }
         Model::Clip | Model::ClipTwin | Model::AestheticBackbone | Model::AestheticTwinBackbone => {
             let mut config = match arguments.model {

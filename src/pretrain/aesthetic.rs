@@ -57,6 +57,7 @@ impl AestheticConfig {
                 max_grad_norm: 5.0,
                 ema_decay: 0.99,
                 former_plans: Vec::new(),
+                restarts: Vec::new(),
             },
         }
     }

@@ -79,6 +79,7 @@ impl ClipConfig {
                 max_grad_norm: 1.0,
                 ema_decay: 0.995,
                 former_plans: Vec::new(),
+                restarts: Vec::new(),
             },
         }
     }

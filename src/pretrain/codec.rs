@@ -57,6 +57,7 @@ impl CodecConfig {
                 max_grad_norm: 1.0,
                 ema_decay: 0.995,
                 former_plans: Vec::new(),
+                restarts: Vec::new(),
             },
         }
     }

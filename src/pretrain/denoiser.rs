@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::codec::training_picture;
-use super::manifest::{Manifest, write_config};
+use super::manifest::{FILE as MANIFEST, Manifest, write_config};
 use super::trainer::{FormerPlan, Optimisation, Step, Trainer};
 use crate::base::{DenoiserConfig as Networks, conditioning_tokens, picture_tensor};
 use crate::diffusion::{Schedule, per_sample_error};
@@ -23,7 +23,7 @@ use crate::models::tokenizer::Tokenizer;
 use crate::rng::{Stream, stream};
 use crate::scenes::{ObjectWeights, words};
 use crate::units::Seed;
-use crate::weights::{Trainable, save};
+use crate::weights::{Trainable, Weights, save};
 
 /// The recipe of a base model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -130,6 +130,7 @@ impl DenoiserConfig {
                 max_grad_norm: 1.0,
                 ema_decay: 0.998,
                 former_plans: vec![FormerPlan { until_step: 8700, steps: 12_000 }],
+                restarts: vec![9800],
             },
         })
     }
@@ -180,7 +181,8 @@ impl Parts {
     }
 }
 
-/// Trains, or goes on training, a base model over a codec; leaves `prior.safetensors`, `text_encoder.safetensors`
+/// Trains, or goes on training, a base model over a codec; without a state in `folder` it goes on from the weights in
+/// `shipped` where these stand at a restart of the recipe, else from nothing. It leaves `prior.safetensors`, `text_encoder.safetensors`
 /// (moving averages), `config.json` and `manifest.json` in `folder`, beside the training state. The weights are stored
 /// with every state, so that a run that is stopped early leaves a model too.
 ///
@@ -189,6 +191,7 @@ impl Parts {
 pub fn run(
     config: &DenoiserConfig,
     codec: LatentCodec,
+    shipped: &Path,
     folder: &Path,
     threads: usize,
     progress: &mut dyn FnMut(Step) -> bool,
@@ -206,6 +209,16 @@ pub fn run(
     let state = folder.join("denoiser-state.safetensors");
     if state.exists() {
         trainer.resume(&state)?;
+    } else if let Some(step) = restart_of(config, shipped)? {
+        let open = |part: &str| Weights::open(shipped.join(format!("{part}.safetensors")));
+        let parts = [(PRIOR, open(PRIOR)?), (TEXT, open(TEXT)?)];
+        trainer.begin_anew(step, |name, shape| {
+            let of = |(part, file): &(&str, Weights)| {
+                Some((file.clone(), name.strip_prefix(part)?.strip_prefix('.')?.to_owned()))
+            };
+            let (file, key) = parts.iter().find_map(of).expect("every variable belongs to a part");
+            file.get(shape, &key, DType::F32, &Device::Cpu)
+        })?;
     }
     let mut recent = VecDeque::new();
     while !trainer.is_done() {
@@ -216,13 +229,13 @@ pub fn run(
         if step.step.is_multiple_of(SAVED_EVERY) || trainer.is_done() || !go_on {
             trainer.save(&state)?;
             let averaged = trainer.averaged();
-            for (prefix, name) in [(PRIOR, "prior"), (TEXT, "text_encoder")] {
-                let prefix = format!("{prefix}.");
-                let part = averaged
+            for part in [PRIOR, TEXT] {
+                let prefix = format!("{part}.");
+                let tensors = averaged
                     .iter()
                     .filter_map(|(key, value)| Some((key.strip_prefix(&prefix)?.to_owned(), value.clone())))
                     .collect();
-                save(folder.join(format!("{name}.safetensors")), &part, DType::BF16, &Default::default())?;
+                save(folder.join(format!("{part}.safetensors")), &tensors, DType::BF16, &Default::default())?;
             }
             let mean = recent.iter().sum::<f64>() / recent.len() as f64;
             let measured = BTreeMap::from([(format!("mean loss of the last {} steps", recent.len()), mean)]);
@@ -237,8 +250,74 @@ pub fn run(
     Ok(())
 }
 
+/// The step of the model in `shipped`, where it is this recipe's and stands at one of its restarts.
+fn restart_of(config: &DenoiserConfig, shipped: &Path) -> Result<Option<usize>> {
+    if !shipped.join(MANIFEST).exists() {
+        return Ok(None);
+    }
+    let manifest = Manifest::read_checked(shipped)?;
+    let own = serde_json::to_value(config).expect("a recipe is plain data");
+    // The plan of a run may have changed since; what it trains, and on what, may not.
+    let same = ["networks", "seed"].iter().all(|key| own[key] == manifest.recipe[key]);
+    let restarts = &config.optimisation.restarts;
+    Ok(Some(manifest.steps).filter(|step| same && restarts.contains(step)))
+}
+
 /// Steps between two saves.
 const SAVED_EVERY: usize = 200;
 
+/// The parts of a base model: the prefixes of their variables, and the names of their files.
 const PRIOR: &str = "prior";
 const TEXT: &str = "text_encoder";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::open_codec;
+    use crate::models::latent_codec;
+    use crate::pretrain::codec::{self, CodecConfig};
+
+    #[test]
+    fn what_is_shipped_at_a_restart_is_all_that_going_on_needs() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = |name: &str| {
+            let folder = root.path().join(name);
+            std::fs::create_dir_all(&folder).unwrap();
+            folder
+        };
+        let short = |optimisation: Optimisation| Optimisation { steps: 2, micro_batch: 4, ..optimisation };
+        let model = latent_codec::Config {
+            latent_channels: 16,
+            widths: vec![8, 8, 16],
+            encoder_blocks: vec![0, 0, 1],
+            decoder_blocks: vec![0, 0, 1],
+            decoder_widths: None,
+        };
+        let recipe = CodecConfig::desk();
+        let recipe = CodecConfig { model, optimisation: short(recipe.optimisation.clone()), ..recipe };
+        codec::run(&recipe, &folder("codec"), 1, &mut |_| true).unwrap();
+
+        let mut recipe = DenoiserConfig::desk().unwrap();
+        let restarts = vec![2];
+        recipe.optimisation = Optimisation { steps: 4, restarts, ..short(recipe.optimisation) };
+        recipe.networks.prior.block_out_channels = vec![16, 16];
+        recipe.networks.prior.conditioning_dim = 16;
+        recipe.networks.prior.num_attention_heads = vec![2, 2];
+        recipe.networks.text_encoder.num_hidden_layers = 1;
+        let train = |from: &str, to: &str, until: usize| {
+            let codec = open_codec(&folder("codec").join("codec.safetensors")).unwrap();
+            let (from, to) = (folder(from), folder(to));
+            run(&recipe, codec, &from, &to, 1, &mut |step| step.step < until).unwrap();
+            Manifest::read_checked(&to).unwrap()
+        };
+        let whole = train("nothing", "whole", 4);
+        assert_eq!(train("nothing", "first", 2).steps, 2);
+        let second = train("first", "second", 4);
+        assert_eq!((second.steps, &second.files), (4, &whole.files));
+        // From weights at no restart, or of another recipe, nothing is taken over.
+        assert_eq!(train("nothing", "early", 1).steps, 1);
+        assert_eq!(train("early", "anew", 4).files, whole.files);
+        recipe.seed = Seed::new(22);
+        assert_eq!(restart_of(&recipe, &folder("first")).unwrap(), None);
+    }
+}

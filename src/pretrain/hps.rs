@@ -55,6 +55,7 @@ impl HpsConfig {
                 max_grad_norm: 1.0,
                 ema_decay: 0.98,
                 former_plans: Vec::new(),
+                restarts: Vec::new(),
             },
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Shape, Tensor, Var};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -35,6 +35,11 @@ pub struct Optimisation {
     /// How long the run was planned to be before it was lengthened: earlier steps had the learning rates of that plan.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub former_plans: Vec<FormerPlan>,
+    /// Steps before which the run begins anew from the weights that it ships: the moving averages rounded to bf16, an
+    /// optimiser without memory, another warm-up. A run whose state was lost goes on from there, and a run from the
+    /// very start does the same at that step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restarts: Vec<usize>,
 }
 
 /// A plan that a run followed before it was lengthened.
@@ -50,12 +55,17 @@ pub struct FormerPlan {
 impl Optimisation {
     /// The learning rate of step `step`, counted from 0.
     pub fn learning_rate_at(&self, step: usize) -> f64 {
-        let warmup = (step + 1) as f64 / self.warmup_steps.max(1) as f64;
+        let warmup = (self.since_restart(step) + 1) as f64 / self.warmup_steps.max(1) as f64;
         let former = self.former_plans.iter().find(|plan| step < plan.until_step);
         let steps = former.map_or(self.steps, |plan| plan.steps);
         let progress = (step as f64 / steps as f64).min(1.0);
         let cosine = 0.02 + 0.98 * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos());
         self.learning_rate * warmup.min(1.0) * cosine
+    }
+
+    /// Steps since the start or the last restart before step `step`.
+    fn since_restart(&self, step: usize) -> usize {
+        step - self.restarts.iter().copied().filter(|&restart| restart <= step).max().unwrap_or(0)
     }
 }
 
@@ -91,8 +101,7 @@ impl Trainer {
         let variables: Vec<(String, Var)> = trainable.vars().into_iter().collect();
         let average =
             variables.iter().map(|(_, v)| v.as_detached_tensor().copy()).collect::<Result<_, _>>()?;
-        let config = AdamWConfig { weight_decay: optimisation.weight_decay, ..AdamWConfig::default() };
-        let optimiser = AdamW::new(variables.clone(), config)?;
+        let optimiser = optimiser(optimisation, &variables)?;
         let workers = Workers::new(threads.min(optimisation.micro_batches))?;
         Ok(Self { optimisation: optimisation.clone(), variables, average, optimiser, workers, step: 0 })
     }
@@ -112,6 +121,12 @@ impl Trainer {
     /// # Errors
     /// Those of `loss`, and [`Error::NonFinite`] where the loss or the gradient is not finite.
     pub fn advance(&mut self, loss: impl Fn(u64) -> Result<Tensor> + Sync) -> Result<Step> {
+        if self.optimisation.restarts.contains(&self.step) {
+            let shipped = self.averaged();
+            self.begin_anew(self.step, |name, _| {
+                Ok(shipped[name].to_dtype(DType::BF16)?.to_dtype(DType::F32)?)
+            })?;
+        }
         let count = self.optimisation.micro_batches;
         let indices: Vec<u64> = (0..count).map(|i| (self.step * count + i) as u64).collect();
         let variables = &self.variables;
@@ -177,6 +192,22 @@ impl Trainer {
         Ok(true)
     }
 
+    /// Goes on at `step` from weights alone: they become the moving average too, and the optimiser forgets.
+    /// `get` finds a variable's weights by its name and shape.
+    ///
+    /// # Errors
+    /// Those of `get`.
+    pub fn begin_anew(&mut self, step: usize, get: impl Fn(&str, &Shape) -> Result<Tensor>) -> Result<()> {
+        for ((name, var), mean) in self.variables.iter().zip(&mut self.average) {
+            let weights = get(name, var.shape())?;
+            var.set(&weights)?;
+            *mean = weights;
+        }
+        self.optimiser = optimiser(&self.optimisation, &self.variables)?;
+        self.step = step;
+        Ok(())
+    }
+
     fn update_average(&mut self) -> Result<()> {
         // Early on the average follows quickly: it would otherwise remember the random start for ever.
         let decay = self.optimisation.ema_decay.min((1.0 + self.step as f64) / (10.0 + self.step as f64));
@@ -227,8 +258,14 @@ impl Trainer {
             var.set(&get("weights")?)?;
             *mean = get("average")?;
         }
-        self.optimiser.restore("optimiser.", self.step, |name| state.read(name, DType::F32, &Device::Cpu))
+        let updates = self.optimisation.since_restart(self.step);
+        self.optimiser.restore("optimiser.", updates, |name| state.read(name, DType::F32, &Device::Cpu))
     }
+}
+
+fn optimiser(optimisation: &Optimisation, variables: &[(String, Var)]) -> Result<AdamW> {
+    let config = AdamWConfig { weight_decay: optimisation.weight_decay, ..AdamWConfig::default() };
+    AdamW::new(variables.to_vec(), config)
 }
 
 #[cfg(test)]
@@ -247,6 +284,7 @@ mod tests {
             max_grad_norm: 1.0,
             ema_decay: 0.0,
             former_plans: Vec::new(),
+            restarts: Vec::new(),
         };
         let former_plans = vec![FormerPlan { until_step: 60, steps: 100 }];
         let long = Optimisation { steps: 200, former_plans, ..short.clone() };

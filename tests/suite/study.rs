@@ -86,7 +86,7 @@ fn train_models(desk: &Path) {
     recipe.networks.prior.num_attention_heads = vec![2, 2];
     recipe.networks.text_encoder.num_hidden_layers = 1;
     let codec = open_codec(&desk.join("codec/codec.safetensors")).unwrap();
-    denoiser::run(&recipe, codec, &folder("denoiser"), 1, &mut |_| true).unwrap();
+    denoiser::run(&recipe, codec, &folder("shipped"), &folder("denoiser"), 1, &mut |_| true).unwrap();
 
     for (clip_name, hps_name, aesthetic_name, seed) in
         [("clip", "hps", "aesthetic", 1), ("clip-twin", "hps-twin", "aesthetic-twin", 2)]
