@@ -12,7 +12,7 @@ use super::image_store::ImageStore;
 use crate::adapter::{self, Adapter};
 use crate::base::Base;
 use crate::checkpoint::{open_adapter, save_adapter};
-use crate::data::labels::{self, comparisons};
+use crate::data::labels::comparisons;
 use crate::data::prompts::{self, Prompt};
 use crate::data::{Preference, Split, pick_a_pic, scores};
 use crate::diffusion::SamplerConfig;
@@ -26,7 +26,7 @@ use crate::nn::{Decay, LearningRate, Warmup};
 use crate::pixels::Image;
 use crate::progress::Progress;
 use crate::record::{DRIFT, Key, Recorder, Row, Step, read_trace, write_trace};
-use crate::spec::{self, Cell, Condition, Conditioning, Labels, Plan};
+use crate::spec::{self, Cell, Condition, Conditioning, Plan};
 use crate::train::{self, Bench, Example, Keep, Pairs, ReferenceErrors, Trained};
 use crate::units::Digest;
 
@@ -195,8 +195,7 @@ impl<'a> Laboratory<'a> {
             .labels
             .as_ref()
             .ok_or_else(|| Error::Spec(format!("methods.{}: has an objective but no labels", method.name)))?;
-        let chosen =
-            comparisons(&source(labels), preferences, scores, method.train.gap_filter, cell.train_seed)?;
+        let chosen = comparisons(labels, preferences, scores, method.train.gap_filter, cell.train_seed)?;
         let users = &self.plan.spec.rewards.users;
         chosen
             .items
@@ -396,16 +395,4 @@ fn get_or_open<T>(cell: &OnceCell<T>, open: impl FnOnce() -> Result<T>) -> Resul
     }
     let value = open()?;
     Ok(cell.get_or_init(|| value))
-}
-
-/// A method's labels as the data's own type.
-fn source(labels: &Labels) -> labels::Labels {
-    let rewards = labels.rewards().to_vec();
-    match labels {
-        Labels::Raw => labels::Labels::Raw,
-        Labels::Reward { .. } => labels::Labels::Reward { rewards },
-        Labels::Pooled { .. } => labels::Labels::Pooled { rewards },
-        Labels::ShuffledLabels { .. } => labels::Labels::ShuffledLabels { rewards },
-        Labels::ShuffledUsers { .. } => labels::Labels::ShuffledUsers { rewards },
-    }
 }

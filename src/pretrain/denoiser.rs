@@ -117,11 +117,11 @@ impl DenoiserConfig {
             seed: Seed::new(21),
             objects_at_start: [1.0, 0.0, 0.0],
             objects_at_end: [0.45, 0.33, 0.22],
-            objects_settle: 0.3,
+            objects_settle: 0.2,
             text_dropout: 0.1,
             focus: Focus { from_step: 5000, share: 0.6, centre: 0.76, spread: 0.13 },
             optimisation: Optimisation {
-                steps: 16_000,
+                steps: 24_000,
                 micro_batches: 2,
                 micro_batch: 24,
                 learning_rate: 1.5e-3,
@@ -129,7 +129,10 @@ impl DenoiserConfig {
                 weight_decay: 1e-3,
                 max_grad_norm: 1.0,
                 ema_decay: 0.998,
-                former_plans: vec![FormerPlan { until_step: 8700, steps: 12_000 }],
+                former_plans: vec![
+                    FormerPlan { until_step: 8700, steps: 12_000 },
+                    FormerPlan { until_step: 12_700, steps: 16_000 },
+                ],
                 restarts: vec![9800],
             },
         })
