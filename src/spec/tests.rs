@@ -108,7 +108,7 @@ fn what_is_unknown_is_refused_with_its_place() {
         (
             "table1",
             "methods.dpo.train.warmup_steps=1000",
-            "methods.dpo: warmup_steps is 1000, more than the 300 steps",
+            "methods.dpo: warmup_steps is 1000, more than the 150 steps",
         ),
         ("fig3", "only=[\"bsae\"]", "no method named `bsae`, expected one of base, dpo"),
     ] {
@@ -237,5 +237,9 @@ fn seeds_and_labels_follow_the_request() {
     assert_eq!(plan.cells.len(), 1 + 7 * 2);
     let estimate = plan.estimate().unwrap();
     assert_eq!(estimate.trainings, 14);
-    assert_eq!(estimate.core_seconds, None, "the profile states no cost yet");
+    let cost = plan.spec.profile.cost;
+    let (pairs, images) = ((14 * 3 * 6) as f64, estimate.images as f64);
+    let expected = pairs * cost.pair_seconds.unwrap()
+        + images * (4.0 * 2.0 * cost.evaluation_seconds.unwrap() + cost.score_seconds.unwrap());
+    assert!((estimate.core_seconds.unwrap() - expected).abs() < 1e-9 * expected, "{estimate:?}");
 }
