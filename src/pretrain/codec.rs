@@ -61,6 +61,23 @@ impl CodecConfig {
             },
         }
     }
+
+    /// A codec of a few numbers and two steps, for tests; its latents have the desk's shape.
+    pub fn smoke() -> Self {
+        let desk = Self::desk();
+        let model = latent_codec::Config {
+            latent_channels: 16,
+            widths: vec![8, 8, 16],
+            encoder_blocks: vec![0, 0, 1],
+            decoder_blocks: vec![0, 0, 1],
+            decoder_widths: None,
+        };
+        Self {
+            model,
+            optimisation: Optimisation { steps: 2, micro_batch: 4, ..desk.optimisation.clone() },
+            ..desk
+        }
+    }
 }
 
 /// The recipe of a new decoder for the latents of a codec.

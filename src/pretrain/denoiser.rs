@@ -138,6 +138,20 @@ impl DenoiserConfig {
         })
     }
 
+    /// A base model of a few numbers and two steps, for tests.
+    ///
+    /// # Errors
+    /// As [`DenoiserConfig::desk`].
+    pub fn smoke() -> Result<Self> {
+        let mut config = Self::desk()?;
+        config.optimisation = Optimisation { steps: 2, micro_batch: 4, ..config.optimisation };
+        config.networks.prior.block_out_channels = vec![16, 16];
+        config.networks.prior.conditioning_dim = 16;
+        config.networks.prior.num_attention_heads = vec![2, 2];
+        config.networks.text_encoder.num_hidden_layers = 1;
+        Ok(config)
+    }
+
     fn objects_at(&self, index: u64) -> ObjectWeights {
         let step = index as f64 / self.optimisation.micro_batches as f64;
         let progress = (step / (self.objects_settle * self.optimisation.steps as f64)).min(1.0);
@@ -185,9 +199,9 @@ impl Parts {
 }
 
 /// Trains, or goes on training, a base model over a codec; without a state in `folder` it goes on from the weights in
-/// `shipped` where these stand at a restart of the recipe, else from nothing. It leaves `prior.safetensors`, `text_encoder.safetensors`
-/// (moving averages), `config.json` and `manifest.json` in `folder`, beside the training state. The weights are stored
-/// with every state, so that a run that is stopped early leaves a model too.
+/// `shipped` where these stand at a restart of the recipe, else from nothing. It leaves `prior.safetensors`,
+/// `text_encoder.safetensors` (moving averages), `config.json` and `manifest.json` in `folder`, beside the training
+/// state. The weights are stored with every state, so that a run that is stopped early leaves a model too.
 ///
 /// # Errors
 /// Where the disk refuses or the loss stops being finite.
@@ -277,7 +291,6 @@ const TEXT: &str = "text_encoder";
 mod tests {
     use super::*;
     use crate::base::open_codec;
-    use crate::models::latent_codec;
     use crate::pretrain::codec::{self, CodecConfig};
 
     #[test]
@@ -288,25 +301,10 @@ mod tests {
             std::fs::create_dir_all(&folder).unwrap();
             folder
         };
-        let short = |optimisation: Optimisation| Optimisation { steps: 2, micro_batch: 4, ..optimisation };
-        let model = latent_codec::Config {
-            latent_channels: 16,
-            widths: vec![8, 8, 16],
-            encoder_blocks: vec![0, 0, 1],
-            decoder_blocks: vec![0, 0, 1],
-            decoder_widths: None,
-        };
-        let recipe = CodecConfig::desk();
-        let recipe = CodecConfig { model, optimisation: short(recipe.optimisation.clone()), ..recipe };
-        codec::run(&recipe, &folder("codec"), 1, &mut |_| true).unwrap();
+        codec::run(&CodecConfig::smoke(), &folder("codec"), 1, &mut |_| true).unwrap();
 
-        let mut recipe = DenoiserConfig::desk().unwrap();
-        let restarts = vec![2];
-        recipe.optimisation = Optimisation { steps: 4, restarts, ..short(recipe.optimisation) };
-        recipe.networks.prior.block_out_channels = vec![16, 16];
-        recipe.networks.prior.conditioning_dim = 16;
-        recipe.networks.prior.num_attention_heads = vec![2, 2];
-        recipe.networks.text_encoder.num_hidden_layers = 1;
+        let mut recipe = DenoiserConfig::smoke().unwrap();
+        recipe.optimisation = Optimisation { steps: 4, restarts: vec![2], ..recipe.optimisation };
         let train = |from: &str, to: &str, until: usize| {
             let codec = open_codec(&folder("codec").join("codec.safetensors")).unwrap();
             let (from, to) = (folder(from), folder(to));

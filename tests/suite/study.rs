@@ -8,7 +8,6 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use ppd::base::open_codec;
-use ppd::models::latent_codec;
 use ppd::pretrain::Optimisation;
 use ppd::pretrain::aesthetic::{self, AestheticConfig};
 use ppd::pretrain::clip::{self, ClipConfig};
@@ -68,23 +67,9 @@ fn train_models(desk: &Path) {
         folder
     };
     let short = |optimisation: Optimisation| Optimisation { steps: 2, micro_batch: 8, ..optimisation };
-    let recipe = CodecConfig::desk();
-    let model = latent_codec::Config {
-        latent_channels: 16,
-        widths: vec![8, 8, 16],
-        encoder_blocks: vec![0, 0, 1],
-        decoder_blocks: vec![0, 0, 1],
-        decoder_widths: None,
-    };
-    let recipe = CodecConfig { model, optimisation: short(recipe.optimisation.clone()), ..recipe };
-    codec::run(&recipe, &folder("codec"), 1, &mut |_| true).unwrap();
+    codec::run(&CodecConfig::smoke(), &folder("codec"), 1, &mut |_| true).unwrap();
 
-    let mut recipe = DenoiserConfig::desk().unwrap();
-    recipe.optimisation = short(recipe.optimisation);
-    recipe.networks.prior.block_out_channels = vec![16, 16];
-    recipe.networks.prior.conditioning_dim = 16;
-    recipe.networks.prior.num_attention_heads = vec![2, 2];
-    recipe.networks.text_encoder.num_hidden_layers = 1;
+    let recipe = DenoiserConfig::smoke().unwrap();
     let codec = open_codec(&desk.join("codec/codec.safetensors")).unwrap();
     denoiser::run(&recipe, codec, &folder("shipped"), &folder("denoiser"), 1, &mut |_| true).unwrap();
 
