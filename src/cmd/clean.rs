@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::{Global, Verdict, terminal};
+use super::{Global, RELEASED, Verdict, terminal};
 use crate::error::Error;
 use crate::record::{self, FolderLock};
 
@@ -24,6 +24,9 @@ struct Item {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verdict> {
+    if global.released {
+        return Err(Error::Spec("--released: what is published is never cleaned; leave it out".into()).into());
+    }
     let items = list(arguments, global)?;
     let total: u64 = items.iter().map(|item| item.bytes).sum();
     if global.json {
@@ -61,7 +64,7 @@ fn list(arguments: &Arguments, global: &Global) -> anyhow::Result<Vec<Item>> {
         items.push(Item { what: "cache".into(), bytes: bytes_in(&folder), path: folder });
     }
     for study in subfolders(&global.results) {
-        if study.file_name().is_some_and(|name| name == "released") {
+        if study.file_name().is_some_and(|name| name == RELEASED) {
             continue;
         }
         for profile in subfolders(&study) {

@@ -25,7 +25,7 @@ use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Su
 
 use crate::error::Error;
 use crate::progress::Progress;
-use crate::spec::{Places, Request, Seeds};
+use crate::spec::{Places, Request, Seeds, Size};
 
 /// A reproducible research harness for Personalized Preference Fine-tuning of diffusion models.
 #[derive(Debug, Parser)]
@@ -114,6 +114,9 @@ struct Global {
     /// A smoke run with tiny sizes, kept apart from real records
     #[arg(long, global = true)]
     quick: bool,
+    /// The published run: the study's `[released]` sizes, in `released` below the folders of records and figures
+    #[arg(long, global = true, conflicts_with = "quick")]
+    released: bool,
     /// Print results as JSON
     #[arg(long, global = true)]
     json: bool,
@@ -127,6 +130,9 @@ struct Global {
     #[arg(long, global = true, action = ArgAction::SetTrue)]
     no_color: bool,
 }
+
+/// The folder of what is published, below those of records and of figures.
+const RELEASED: &str = "released";
 
 /// Where to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,7 +164,11 @@ impl Global {
         Request {
             study: study.to_owned(),
             profile: self.profile.clone(),
-            quick: self.quick,
+            size: match (self.quick, self.released) {
+                (true, _) => Size::Quick,
+                (_, true) => Size::Released,
+                _ => Size::Standard,
+            },
             set: self.set.clone(),
             seeds: self.seeds.clone(),
             experiments: "experiments".into(),
@@ -197,7 +207,13 @@ pub fn main() -> ExitCode {
     }
     let cli = command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match cli {
-        Ok(cli) => cli,
+        Ok(mut cli) => {
+            if cli.global.released {
+                cli.global.results.push(RELEASED);
+                cli.global.figures.push(RELEASED);
+            }
+            cli
+        }
         Err(message) => {
             let _ = message.print();
             return ExitCode::from(u8::try_from(message.exit_code()).unwrap_or(2));

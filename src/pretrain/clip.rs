@@ -32,7 +32,7 @@ pub struct ClipConfig {
     pub seed: Seed,
     /// The towers' sizes.
     pub towers: Towers,
-    /// The share of a batch that are near misses of the rest; at most a half more than two thirds make sense.
+    /// Near misses of each scene, which follow it in its batch: what tells them apart is what is learned.
     pub near_misses: usize,
     /// The share of captions that may carry style words.
     pub style_captions: f64,
@@ -66,11 +66,11 @@ impl ClipConfig {
         Self {
             seed: Seed::new(1001),
             towers,
-            near_misses: 2,
+            near_misses: 5,
             style_captions: 0.5,
-            single_objects: 0.3,
+            single_objects: 0.4,
             optimisation: Optimisation {
-                steps: 2400,
+                steps: 4200,
                 micro_batches: 1,
                 micro_batch: 96,
                 learning_rate: 1e-3,
@@ -96,7 +96,14 @@ impl ClipConfig {
         let towers =
             Towers { vision_width: 96, vision_layers: 3, text_width: 64, text_layers: 2, projection: 96 };
         let optimisation = Optimisation { steps: 700, ..Self::reward().optimisation };
-        Self { seed: Seed::new(3003), towers, style_captions: 0.8, optimisation, ..Self::reward() }
+        Self {
+            seed: Seed::new(3003),
+            towers,
+            near_misses: 2,
+            style_captions: 0.8,
+            single_objects: 0.3,
+            optimisation,
+        }
     }
 
     /// The backbone of the aesthetic head's twin.

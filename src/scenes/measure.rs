@@ -4,6 +4,7 @@
 //! pictures that a model made have none.
 
 use super::perceive::Percept;
+use super::render::luma;
 use crate::pixels::Image;
 
 /// Measured statistics of one picture.
@@ -98,11 +99,6 @@ pub fn measure_percept(image: &Image, percept: &Percept) -> Measured {
         centredness,
         fill: mass / count,
     }
-}
-
-/// The luma of a pixel (BT.601).
-pub(super) fn luma(p: [f64; 3]) -> f64 {
-    0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2]
 }
 
 #[cfg(test)]

@@ -5,8 +5,7 @@
 
 use std::sync::LazyLock;
 
-use super::measure::luma;
-use super::render::{Outline, Tone};
+use super::render::{Outline, Tone, luma};
 use super::{Background, Colour, Shape, Style};
 use crate::pixels::Image;
 

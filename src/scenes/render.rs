@@ -182,6 +182,11 @@ fn texture(pixels: &mut [[f64; 3]], background: Background, style: &Style, strea
     }
 }
 
+/// The luma of a pixel (BT.601).
+pub(super) fn luma(p: [f64; 3]) -> f64 {
+    0.299 * p[0] + 0.587 * p[1] + 0.114 * p[2]
+}
+
 /// The style's colour transform.
 pub(super) struct Tone {
     saturation: f64,
@@ -203,7 +208,7 @@ impl Tone {
     }
 
     pub(super) fn apply(&self, pixel: [f64; 3]) -> [u8; 3] {
-        let luma = 0.299 * pixel[0] + 0.587 * pixel[1] + 0.114 * pixel[2];
+        let luma = luma(pixel);
         std::array::from_fn(|channel| {
             let vivid = luma + self.saturation * (pixel[channel] - luma);
             let sharp = 0.5 + self.contrast * (vivid - 0.5);

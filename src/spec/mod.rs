@@ -1,7 +1,7 @@
 //! Experiment files to a plan of cells; every refusal happens here.
 //!
 //! A study is read in layers, each over the one before: the study that it `extends`, its own file, the profile's
-//! `[set]`, the profile's `[quick]` where asked for, and each `--set key=value`. What is unknown is refused with file,
+//! `[set]`, the study's `[released]` or the profile's `[quick]` where asked for, and each `--set key=value`. What is unknown is refused with file,
 //! line and the nearest known word; what is out of range, or missing on this disk, is refused before anything runs,
 //! all of it at once. What this module does not do: run anything, or print.
 
@@ -38,14 +38,26 @@ pub struct Request {
     pub study: String,
     /// A profile's name, or a path that ends in `.toml`; empty is `desk`.
     pub profile: String,
-    /// Whether the profile's `[quick]` layer applies.
-    pub quick: bool,
+    /// How large a run it is.
+    pub size: Size,
     /// Settings as `key=value`, in order.
     pub set: Vec<String>,
     /// The training seeds; absent: the file's.
     pub seeds: Option<Seeds>,
     /// The folder of experiment files; what is not there is built in.
     pub experiments: PathBuf,
+}
+
+/// How large a run of a study is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Size {
+    /// As the study's file says.
+    #[default]
+    Standard,
+    /// A smoke run: the profile's `[quick]` layer applies.
+    Quick,
+    /// The run that is published: the study's `[released]` layer applies.
+    Released,
 }
 
 /// A study, read and checked, not yet set against this disk.
@@ -148,8 +160,13 @@ impl Spec {
         if let Some(claims) = own_claims {
             tree.insert(Spanned::new(claims.span(), "claims".into()), claims);
         }
-        let layers = [Some(set), request.quick.then_some(quick)];
-        for layer in layers.into_iter().flatten() {
+        let released = take_table(&mut tree, "released");
+        let size = match request.size {
+            Size::Standard => DeTable::new(),
+            Size::Quick => quick,
+            Size::Released => released,
+        };
+        for layer in [set, size] {
             sources.merge(&mut tree, layer, &mut problems);
         }
         for &index in &overrides {
@@ -211,7 +228,7 @@ fn study_chain(folder: &Path, study: &str, sources: &mut Sources) -> Result<Vec<
 
 /// The folder name of a profile with its changes.
 fn label(profile: &str, request: &Request) -> String {
-    let quick = if request.quick { "-quick" } else { "" };
+    let quick = if request.size == Size::Quick { "-quick" } else { "" };
     if request.set.is_empty() {
         return format!("{profile}{quick}");
     }

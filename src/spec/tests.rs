@@ -49,14 +49,14 @@ pub(crate) fn plan(root: &Path, study: &str, set: &[&str]) -> Plan {
 }
 
 #[test]
-fn every_experiment_is_read_under_every_profile_with_and_without_quick() {
+fn every_experiment_is_read_under_every_profile_at_every_size() {
     for study in library::experiments(Path::new(FOLDER)) {
         for profile in library::profiles(Path::new(FOLDER)) {
-            for quick in [false, true] {
-                let request = Request { profile: profile.clone(), quick, ..request(&study, &[]) };
+            for size in [Size::Standard, Size::Quick, Size::Released] {
+                let request = Request { profile: profile.clone(), size, ..request(&study, &[]) };
                 let spec = Spec::load(&request).unwrap_or_else(|error| panic!("{study} {profile}: {error}"));
                 assert_eq!(spec.name, study);
-                assert_eq!(spec.label == profile, !quick);
+                assert_eq!(spec.label == profile, size != Size::Quick);
             }
         }
     }
@@ -227,7 +227,7 @@ fn a_sweep_is_every_combination_of_its_axes() {
 #[test]
 fn seeds_and_labels_follow_the_request() {
     let request =
-        Request { seeds: Some("3,5".parse().unwrap()), quick: true, ..request("table1", &["seeds=7"]) };
+        Request { seeds: Some("3,5".parse().unwrap()), size: Size::Quick, ..request("table1", &["seeds=7"]) };
     let spec = Spec::load(&request).unwrap();
     assert_eq!(spec.seeds.get().iter().map(|seed| seed.get()).collect::<Vec<_>>(), [3, 5]);
     assert!(spec.label.starts_with("desk-quick-set-"), "{}", spec.label);

@@ -29,9 +29,10 @@
 
 use std::collections::BTreeMap;
 
-use super::bootstrap::{Clusters, Replicates, Resamples};
+use super::bootstrap::{Clusters, Resamples};
 use super::estimate::{Estimate, Method};
 use super::inference::{Inference, Shape};
+use super::replicates::Replicates;
 use super::sample::is_constant;
 use crate::error::{Error, Result};
 use crate::units::Seed;

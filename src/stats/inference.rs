@@ -4,10 +4,10 @@
 //! the p-value; so an interval excludes a value exactly where the p-value says so, and Holm's correction across
 //! claims rests on the same numbers as the intervals in the table.
 
-use super::bootstrap::{BcaCorrection, Replicates, widened_z};
 use super::distribution::{normal_cdf, student_over_normal};
 use super::estimate::{Estimate, Method, add_remark};
 use super::proportion::wilson_bound;
+use super::replicates::{BcaCorrection, Replicates, widened_z};
 
 /// How bounds are read from a bootstrap distribution.
 #[derive(Debug, Clone, Copy, PartialEq)]

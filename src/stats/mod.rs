@@ -19,10 +19,12 @@ pub mod estimate;
 pub mod inference;
 pub mod paired;
 pub mod proportion;
+pub mod replicates;
 pub mod sample;
 
-pub use bootstrap::{Clusters, Replicates};
+pub use bootstrap::Clusters;
 pub use contrast::{Direction, Rule, Verdict};
 pub use crossed::{Crossed, mean_interval, rate_interval, ratio_interval};
 pub use estimate::{Estimate, Method};
 pub use inference::Inference;
+pub use replicates::Replicates;

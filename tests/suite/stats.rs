@@ -1,13 +1,13 @@
 //! Statistics held to scipy and statsmodels (tests/reference/golden_stats.py), and to what an interval promises.
 
 use ppd::rng::Stream;
-use ppd::stats::bootstrap::{Replicates, distribution_of, jackknife};
+use ppd::stats::bootstrap::{distribution_of, jackknife};
 use ppd::stats::contrast::{benjamini_hochberg, bonferroni, holm};
 use ppd::stats::crossed::{CONDITIONAL, Ratio};
 use ppd::stats::proportion::{Alternative, binomial_test, clopper_pearson, wilson, wilson_corrected};
 use ppd::stats::sample::{mean, median, quantile};
 use ppd::stats::{
-    Clusters, Crossed, Method, correlation, distribution, mean_interval, paired, rate_interval,
+    Clusters, Crossed, Method, Replicates, correlation, distribution, mean_interval, paired, rate_interval,
     ratio_interval,
 };
 use ppd::units::Seed;

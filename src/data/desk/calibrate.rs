@@ -34,7 +34,7 @@ const START: Point = [0.5, 0.4, 0.0];
 const FIRST_STEP: f64 = 0.4;
 const LAST_STEP: f64 = 0.005;
 /// No weight is larger than this: a reward that is blind to what users see cannot be reached by shouting.
-const LARGEST: f64 = 3.0;
+const LARGEST: f64 = 12.0;
 
 fn config(start: &Config, [alignment, of_hps, of_raters]: Point) -> Config {
     let hps = Config::of(Kind::Hps).taste;
