@@ -93,12 +93,18 @@ pub struct Machine {
 }
 
 impl Provenance {
-    /// The state of the repository around `folder` and of this machine, with the difference's text.
+    /// The state of the repository around `folder` and of this machine, with the difference's text. `outputs` are the
+    /// folders that runs write to.
     ///
     /// # Errors
     /// Where a repository is there but cannot be read.
-    pub fn gather(folder: &Path, threads: usize, device: &str) -> Result<(Self, Option<Difference>)> {
-        let (git, difference) = match git(folder)? {
+    pub fn gather(
+        folder: &Path,
+        outputs: &[&Path],
+        threads: usize,
+        device: &str,
+    ) -> Result<(Self, Option<Difference>)> {
+        let (git, difference) = match git(folder, outputs)? {
             Some((git, difference)) => (Some(git), difference),
             None => (None, None),
         };

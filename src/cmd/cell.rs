@@ -237,11 +237,9 @@ impl<'a> Laboratory<'a> {
         };
         let prompts = &self.prompts()?[..spec.data.num_prompts];
         let missing: Vec<Request> = spec
-            .data
-            .noise_seeds
-            .get()
-            .iter()
-            .flat_map(|&seed| {
+            .noise_seeds(method)
+            .into_iter()
+            .flat_map(|seed| {
                 prompts.iter().enumerate().map(move |(index, prompt)| Request {
                     prompt: prompt.text.clone(),
                     index: index as u64,

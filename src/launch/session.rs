@@ -26,7 +26,8 @@ impl Session {
     /// # Errors
     /// Where the repository cannot be read or the records' folder not be written.
     pub fn begin(plan: &Plan, threads: usize, device: &str) -> Result<Self> {
-        let (provenance, difference) = Provenance::gather(Path::new("."), threads, device)?;
+        let outputs = [plan.places.results.as_path(), &plan.places.figures];
+        let (provenance, difference) = Provenance::gather(Path::new("."), &outputs, threads, device)?;
         if let Some(difference) = difference {
             let folder = plan.folder.join("code");
             std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;

@@ -51,7 +51,7 @@ impl Manifest {
         for name in files {
             digests.insert((*name).to_owned(), provenance::file_digest(&folder.join(name))?);
         }
-        let (code, _) = Provenance::gather(Path::new("."), 1, "cpu")?;
+        let (code, _) = Provenance::gather(Path::new("."), &[], 1, "cpu")?;
         let manifest = Self {
             kind: kind.to_owned(),
             recipe: serde_json::to_value(recipe).expect("a recipe is plain data"),

@@ -1,6 +1,6 @@
 //! The state of the git repository that the program runs in.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use git2::{DiffFormat, DiffOptions, ErrorCode, Repository, StatusOptions};
 use sha2::Digest as _;
@@ -18,11 +18,12 @@ pub struct Difference {
     pub text: Vec<u8>,
 }
 
-/// The repository around `folder` and how its files differ from HEAD; `None` where there is no repository.
+/// The repository around `folder` and how its files differ from HEAD; `None` where there is no repository. What lies
+/// below `outputs`, the folders that runs write to, says nothing of the code and is left out.
 ///
 /// # Errors
 /// Where a repository is there but cannot be read.
-pub fn git(folder: &Path) -> Result<Option<(Git, Option<Difference>)>> {
+pub fn git(folder: &Path, outputs: &[&Path]) -> Result<Option<(Git, Option<Difference>)>> {
     let fault = |fault: git2::Error| Error::data(folder, format!("git repository: {}", fault.message()));
     let repository = match Repository::discover(folder) {
         Ok(repository) => repository,
@@ -48,6 +49,8 @@ pub fn git(folder: &Path) -> Result<Option<(Git, Option<Difference>)>> {
     git.remote =
         repository.find_remote("origin").ok().and_then(|remote| remote.url().ok().map(without_credentials));
 
+    let outputs = within(repository.workdir(), outputs);
+    let is_output = |path: &Path| outputs.iter().any(|output| path.starts_with(output));
     let mut options = DiffOptions::new();
     options.show_binary(true);
     let diff =
@@ -55,7 +58,10 @@ pub fn git(folder: &Path) -> Result<Option<(Git, Option<Difference>)>> {
     let mut hasher = sha2::Sha256::new();
     let mut text = Vec::new();
     let mut whole = 0;
-    diff.print(DiffFormat::Patch, |_, _, line| {
+    diff.print(DiffFormat::Patch, |delta, _, line| {
+        if delta.new_file().path().or_else(|| delta.old_file().path()).is_some_and(is_output) {
+            return true;
+        }
         let mut keep = |bytes: &[u8]| {
             hasher.update(bytes);
             whole += bytes.len();
@@ -73,16 +79,30 @@ pub fn git(folder: &Path) -> Result<Option<(Git, Option<Difference>)>> {
     git.diff = difference.as_ref().map(|difference| difference.digest.clone());
     git.diff_cut = whole > Git::DIFF_BYTES;
 
-    list_untracked(&repository, &mut git).map_err(fault)?;
+    list_untracked(&repository, is_output, &mut git).map_err(fault)?;
     Ok(Some((git, difference)))
 }
 
-fn list_untracked(repository: &Repository, git: &mut Git) -> std::result::Result<(), git2::Error> {
+/// The folders, as paths within the work tree; those that are not there, or not in it, drop out.
+fn within(workdir: Option<&Path>, folders: &[&Path]) -> Vec<PathBuf> {
+    let Some(root) = workdir.and_then(|root| root.canonicalize().ok()) else { return Vec::new() };
+    let relative = |folder: &&Path| Some(folder.canonicalize().ok()?.strip_prefix(&root).ok()?.to_owned());
+    folders.iter().filter_map(relative).filter(|path| !path.as_os_str().is_empty()).collect()
+}
+
+fn list_untracked(
+    repository: &Repository,
+    is_output: impl Fn(&Path) -> bool,
+    git: &mut Git,
+) -> std::result::Result<(), git2::Error> {
     let Some(root) = repository.workdir() else { return Ok(()) };
     let mut options = StatusOptions::new();
     options.include_untracked(true).recurse_untracked_dirs(true).include_ignored(false);
     for entry in repository.statuses(Some(&mut options))?.iter() {
         let Some(path) = entry.path().ok().filter(|_| entry.status().is_wt_new()) else { continue };
+        if is_output(Path::new(path)) {
+            continue;
+        }
         if git.untracked.len() == Git::UNTRACKED {
             git.untracked_omitted += 1;
             continue;
@@ -129,10 +149,11 @@ mod tests {
     #[test]
     fn a_repository_is_described_and_its_absence_too() {
         let folder = tempfile::tempdir().unwrap();
-        assert!(git(folder.path()).unwrap().is_none());
+        let git = |outputs: &[&Path]| git(folder.path(), outputs).unwrap();
+        assert!(git(&[]).is_none());
 
         let repository = Repository::init(folder.path()).unwrap();
-        let (unborn, _) = git(folder.path()).unwrap().unwrap();
+        let (unborn, _) = git(&[]).unwrap();
         assert_eq!(unborn.commit, None);
 
         std::fs::write(folder.path().join("tracked"), "one\n").unwrap();
@@ -142,7 +163,7 @@ mod tests {
         index.write().unwrap();
         let person = git2::Signature::now("A", "a@example.org").unwrap();
         let commit = repository.commit(Some("HEAD"), &person, &person, "first", &tree, &[]).unwrap();
-        let (clean, difference) = git(folder.path()).unwrap().unwrap();
+        let (clean, difference) = git(&[]).unwrap();
         assert_eq!(clean.commit, Some(commit.to_string()));
         assert!(clean.branch.is_some() && clean.diff.is_none() && difference.is_none());
 
@@ -150,12 +171,20 @@ mod tests {
         for number in 0..Git::UNTRACKED + 2 {
             std::fs::write(folder.path().join(format!("new{number:03}")), "text").unwrap();
         }
-        let (dirty, difference) = git(folder.path()).unwrap().unwrap();
+        let (dirty, difference) = git(&[]).unwrap();
         let difference = difference.unwrap();
         let text = String::from_utf8(difference.text.clone()).unwrap();
         assert!(text.contains("\n-one\n+two\n"), "{text}");
         assert_eq!(dirty.diff, Some(Digest::of(&difference.text)));
         assert_eq!((dirty.untracked.len(), dirty.untracked_omitted), (Git::UNTRACKED, 2));
         assert_eq!(dirty.untracked[0].digest, Some(Digest::of(b"text")));
+
+        let results = folder.path().join("results");
+        std::fs::create_dir(&results).unwrap();
+        std::fs::write(results.join("rows.csv"), "text").unwrap();
+        let listed = |outputs: &[&Path]| git(outputs).unwrap().0.untracked_omitted;
+        assert_eq!((listed(&[]), listed(&[&results])), (3, 2), "what a run writes is no code");
+        let (_, difference) = git(&[&folder.path().join("tracked")]).unwrap();
+        assert!(difference.is_none(), "nor is a tracked file that it wrote anew");
     }
 }

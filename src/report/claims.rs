@@ -3,13 +3,12 @@
 //! Every claim is a conjunction of parts (one reward, one rival, one pair of users); it holds where all parts hold (an
 //! intersection-union test, so its p-value is the largest of theirs), and Holm's correction runs across the claims. A
 //! part on a reward with a twin brings a second part on the twin, which must exclude the null but owes no smallest
-//! effect. Effects are paired image by image and in the base's standard deviations between prompts; the tests are
+//! effect. Effects are paired image by image and in the base's standard deviations between images of one prompt; the tests are
 //! one-sided at 2.5 %, as the ends of a 95 % interval are.
 
 use super::fig4::Surface;
-use super::study::{BOOTSTRAP, LEVEL, Method, RESAMPLES, Role, Study, Values, reward_label, twin};
+use super::study::{BOOTSTRAP, LEVEL, Method, RESAMPLES, Study, Values, reward_label, twin};
 use super::table::{Cell, Kind, Table};
-use super::table1::own_values;
 use super::{Output, Result};
 use crate::spec::claim::{Claim, Expected, Test};
 use crate::stats::contrast::{holm, one_sided_alpha};
@@ -216,16 +215,14 @@ impl Lookup<'_> {
         self.under(method, condition)
     }
 
-    /// Paired differences in the base's standard deviations between prompts.
+    /// Paired differences in the base's standard deviations between images of one prompt.
     fn scaled(&self, ours: &Values, theirs: &Values) -> std::result::Result<Values, Missing> {
-        let base = self.study.design.first(&Role::Base);
-        let deviation = base
-            .and_then(|base| own_values(self.study, base, self.score))
-            .or_else(|| base.and_then(|base| self.study.values(&base.name, super::study::NOBODY, self.score)))
-            .and_then(|values| values.prompt_deviation());
-        match deviation {
+        match self.study.deviation(self.score) {
             Some(deviation) => Ok(ours.minus(theirs).scaled(1.0 / deviation)),
-            None => Err(Missing(format!("no rows of a base with {}, so effects have no unit", self.score))),
+            None => Err(Missing(format!(
+                "no prompt with two images of the base that have {}, so effects have no unit",
+                self.score
+            ))),
         }
     }
 }
@@ -385,7 +382,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
          claims (one-sided, 2.5 %), and each reward's twin agrees. Does not hold: an interval excludes the smallest \
          effect of interest. Underpowered: neither.",
     );
-    verdicts.note("SD: the base's standard deviation between prompts on that score.");
+    verdicts.note("SD: the base's standard deviation between images of one prompt on that score.");
     if judged.iter().flat_map(|one| &one.parts).any(|part| {
         part.estimate.note.as_deref().is_some_and(|note| note.contains(crate::stats::crossed::CONDITIONAL))
     }) {
@@ -513,15 +510,15 @@ pub(super) mod tests {
 
     #[test]
     fn a_reward_whose_twin_disagrees_does_not_hold() {
-        let study = testing::study();
-        let mut rows = study.rows().to_vec();
+        let design = testing::design();
+        let mut rows = testing::rows(&design, testing::SEEDS, testing::PROMPTS);
         for row in rows.iter_mut().filter(|row| row.method == "ppd") {
             // The twin of HPS sees nothing of what PPD gained.
             if let Some(score) = row.scores.get_mut("hps-twin") {
                 *score -= 9.0;
             }
         }
-        let hacked = Study::new(study.design.clone(), rows);
+        let hacked = Study::new(design, rows);
         let judged = judge(&hacked).unwrap();
         let claim = judged.iter().find(|one| one.claim.id == "over-base").unwrap();
         assert_ne!(claim.verdict, Some(Verdict::Holds));

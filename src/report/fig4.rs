@@ -3,7 +3,8 @@
 //! One triangle for each reward, shaded by its mean at each mixture of users, and for each edge the two rewards at
 //! its ends against the weight. The table holds Spearman's coefficient of weight and reward: within a prompt (over
 //! all mixtures, averaged over prompts and training seeds) and of the mean curve (the mean reward at each weight).
-//! Rewards have their own units, so curves are in standard deviations between prompts around the mean over mixtures.
+//! Rewards have their own units, so curves are in the base's standard deviations between images of one prompt, around
+//! the mean over mixtures.
 
 use super::panel::{Axis, Panel, legend, legend_height, number};
 use super::plot::{Anchor, COLUMN, Color, Label, Look, SMALL, Scene};
@@ -180,7 +181,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         name: "fig4-curves".into(),
         caption: format!(
             "{}: each reward against the weight of its user along the edges of the simplex, in standard deviations \
-             between prompts around its mean over all mixtures.",
+             between the base's images of one prompt, around its mean over all mixtures.",
             method.label
         ),
         scene: draw_curves(study, &surfaces),
@@ -220,25 +221,21 @@ fn plotted(study: &Study, surfaces: &[Surface]) -> Table {
     table
 }
 
-/// The means in standard deviations between prompts, around the mean over all mixtures.
-fn standardised(surface: &Surface) -> Vec<f64> {
+/// The means around the mean over all mixtures, in `unit`.
+fn standardised(surface: &Surface, unit: f64) -> Vec<f64> {
     let means = surface.means();
     let centre = means.iter().sum::<f64>() / means.len() as f64;
-    let prompts = surface.values[0].prompts();
-    let mut levels = vec![0.0; prompts];
-    for values in &surface.values {
-        levels
-            .iter_mut()
-            .zip(values.prompt_means())
-            .for_each(|(level, mean)| *level += mean / means.len() as f64);
-    }
-    let deviation = crate::stats::sample::variance(&levels).map_or(1.0, f64::sqrt);
-    means.iter().map(|mean| (mean - centre) / if deviation > 0.0 { deviation } else { 1.0 }).collect()
+    means.iter().map(|mean| (mean - centre) / unit).collect()
 }
 
 fn draw_curves(study: &Study, surfaces: &[Surface]) -> Scene {
     let rewards = &study.design.rewards;
-    let values: Vec<Vec<f64>> = surfaces.iter().map(standardised).collect();
+    // Without a base there is no unit: then a reward stays in its own.
+    let values: Vec<Vec<f64>> = surfaces
+        .iter()
+        .zip(rewards)
+        .map(|(surface, reward)| standardised(surface, study.deviation(reward).unwrap_or(1.0)))
+        .collect();
     let edges: Vec<(usize, usize)> =
         (0..rewards.len()).flat_map(|a| (a + 1..rewards.len()).map(move |b| (a, b))).collect();
     let entries: Vec<(Look, String)> =

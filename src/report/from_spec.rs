@@ -45,6 +45,7 @@ impl Design {
             methods,
             claims: spec.claims.clone(),
             sweep,
+            noise_seeds: spec.data.noise_seeds.get().iter().map(|seed| seed.get()).collect(),
         })
     }
 }

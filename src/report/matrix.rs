@@ -15,7 +15,7 @@ struct Line<'a> {
     condition: &'a str,
     /// The mean of each score.
     means: Vec<Option<Estimate>>,
-    /// The paired gain over the base, in the base's standard deviations between prompts.
+    /// The paired gain over the base, in the base's standard deviations between images of one prompt.
     effects: Vec<Option<Estimate>>,
     /// The standard deviation between images.
     spreads: Vec<Option<f64>>,
@@ -33,8 +33,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         .iter()
         .map(|score| {
             let values = study.values(&base?.name, base?.condition_for(score), score)?;
-            let deviation = values.prompt_deviation();
-            deviation.map(|deviation| (values, deviation))
+            study.deviation(score).map(|deviation| (values, deviation))
         })
         .collect();
     let places: Vec<(&Method, &str)> = study
@@ -65,7 +64,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         output.figures.push(Figure {
             name: "matrix-effects".into(),
             caption: "Paired change against the base of every method (and user) on every score, in the base's standard \
-                      deviations between prompts. Framed: what was asked for. Columns past the twins are \
+                      deviations between images of one prompt. Framed: what was asked for. Columns past the twins are \
                       measured pixels."
                 .into(),
             scene: draw(&scores, &lines),

@@ -19,7 +19,7 @@ struct Kept {
     twin: bool,
     specialist: String,
     fraction: Option<Estimate>,
-    /// Personal − specialist, in the base's standard deviations between prompts.
+    /// Personal − specialist, in the base's standard deviations between images of one prompt.
     difference: Estimate,
 }
 
@@ -68,7 +68,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
     if let Some(margin) = margin {
         table.note(format!(
             "The margin that was fixed beforehand: not worse by more than {margin} of the base's standard deviations \
-             between prompts."
+             between images of one prompt."
         ));
     }
     table.note(
@@ -77,8 +77,8 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
     let figure = Figure {
         name: "retained".into(),
         caption: format!(
-            "{} less each reward's specialist, in the base's standard deviations between prompts; whiskers are 95 % \
-             intervals{}.",
+            "{} less each reward's specialist, in the base's standard deviations between images of one prompt; \
+             whiskers are 95 % intervals{}.",
             hero.label,
             if margin.is_some() { ", the dashed line is the margin fixed beforehand" } else { "" }
         ),
@@ -104,7 +104,7 @@ fn kept(
     let (Some(ours), Some(start), Some(theirs)) = (values(hero), values(base), values(specialist)) else {
         return Ok(None);
     };
-    let Some(deviation) = start.prompt_deviation() else { return Ok(None) };
+    let Some(deviation) = study.deviation(score) else { return Ok(None) };
     let difference = ours.minus(&theirs).scaled(1.0 / deviation).mean()?;
     // Both gains over the images that all three methods have, so that the ratio's halves share prompts and seeds.
     let shared = ours.combine(&theirs, |a, _| a).combine(&start, |a, _| a);

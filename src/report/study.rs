@@ -88,6 +88,8 @@ pub struct Design {
     pub claims: Vec<Claim>,
     /// What was swept, where the study is a sweep.
     pub sweep: Option<Sweep>,
+    /// The noise seeds that all methods share; further images of the base only show how its images differ.
+    pub noise_seeds: Vec<u64>,
 }
 
 /// The points of a sweep.
@@ -192,6 +194,7 @@ pub struct Study {
     pub scores: BTreeSet<String>,
     rows: Vec<Row>,
     blocks: HashMap<(String, String), Block>,
+    deviations: BTreeMap<String, f64>,
 }
 
 /// The rows of one method under one condition, laid out as images × training seeds.
@@ -212,7 +215,9 @@ pub struct Values {
 
 impl Study {
     /// Sets rows beside a design.
-    pub fn new(design: Design, rows: Vec<Row>) -> Self {
+    pub fn new(design: Design, mut rows: Vec<Row>) -> Self {
+        let deviations = deviations(&design, &rows);
+        rows.retain(|row| design.noise_seeds.contains(&row.noise_seed));
         let mut gathered: HashMap<(&str, &str), Vec<u32>> = HashMap::new();
         for (index, row) in rows.iter().enumerate() {
             gathered.entry((&row.method, &row.condition)).or_default().push(index as u32);
@@ -239,6 +244,7 @@ impl Study {
             scores,
             rows,
             blocks,
+            deviations,
         }
     }
 
@@ -329,6 +335,12 @@ impl Study {
         })
     }
 
+    /// The unit of effects on a score: its standard deviation between the base's images of one prompt. `None` where no
+    /// prompt has two images of the base, or they do not differ.
+    pub fn deviation(&self, score: &str) -> Option<f64> {
+        self.deviations.get(score).copied()
+    }
+
     /// How many images of this method, under this condition, failed.
     pub fn failures(&self, method: &str, condition: &str) -> usize {
         let block = self.blocks.get(&(method.to_owned(), condition.to_owned()));
@@ -367,6 +379,29 @@ impl Study {
             self.rows.len()
         )
     }
+}
+
+/// Of each score, the standard deviation between the base's images of one prompt, pooled over prompts.
+fn deviations(design: &Design, rows: &[Row]) -> BTreeMap<String, f64> {
+    let Some(base) = design.first(&Role::Base) else { return BTreeMap::new() };
+    let mut images: BTreeMap<(&str, u32), Vec<f64>> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.method == base.name) {
+        for (score, value) in &row.scores {
+            images.entry((score, row.prompt)).or_default().push(*value);
+        }
+    }
+    let mut pooled: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
+    for ((score, _), values) in &images {
+        if let Some(variance) = crate::stats::sample::variance(values) {
+            let freedom = (values.len() - 1) as f64;
+            let (squares, count) = pooled.entry(score).or_default();
+            *squares += freedom * variance;
+            *count += freedom;
+        }
+    }
+    let deviations =
+        pooled.into_iter().map(|(score, (squares, count))| (score.to_owned(), (squares / count).sqrt()));
+    deviations.filter(|(_, deviation)| *deviation > 0.0).collect()
 }
 
 impl Block {
@@ -487,12 +522,6 @@ impl Values {
     /// Where no prompt has a value from every seed.
     pub fn rate_inference(&self) -> Result<Inference> {
         self.gathered()?.values.rate_inference(RESAMPLES, BOOTSTRAP)
-    }
-
-    /// The standard deviation between prompts of the means over seeds and noise: the unit of effect sizes.
-    pub fn prompt_deviation(&self) -> Option<f64> {
-        let means = self.gathered().ok()?.values.prompt_means();
-        crate::stats::sample::variance(&means).map(f64::sqrt).filter(|deviation| *deviation > 0.0)
     }
 
     /// All numbers that are there, in no particular order.

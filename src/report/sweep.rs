@@ -41,7 +41,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
                 let Some(theirs) = study.values(&base.name, base.condition_for(reward), score) else {
                     return Ok(None);
                 };
-                match theirs.prompt_deviation() {
+                match study.deviation(score) {
                     Some(deviation) => ours.minus(&theirs).scaled(1.0 / deviation).mean().map(Some),
                     None => Ok(None),
                 }
@@ -62,8 +62,11 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
     if points.iter().all(|point| point.results.iter().all(Option::is_none)) {
         return Ok(None);
     }
-    let what =
-        if gains { "Gain over the base, in its standard deviations between prompts" } else { "Mean reward" };
+    let what = if gains {
+        "Gain over the base, in its standard deviations between images of one prompt"
+    } else {
+        "Mean reward"
+    };
     let table = tabulate(study, sweep, &points, what);
     let figure = Figure {
         name: "sweep".into(),
@@ -227,7 +230,7 @@ mod tests {
         };
         let mut methods = vec![method("base".into(), Role::Base, &["none"])];
         let (mut points, mut rows) = (Vec::new(), Vec::new());
-        let mut run = |name: &str, condition: &str, gain: f64| {
+        let mut run = |name: &str, condition: &str, noise_seed: u64, gain: f64| {
             for prompt in 0..20 {
                 let mut draw = stream(Seed::new(1), name, u64::from(prompt));
                 let level = stream(Seed::new(0), "level", u64::from(prompt)).normal();
@@ -235,16 +238,18 @@ mod tests {
                     method: name.into(),
                     condition: condition.into(),
                     prompt,
+                    noise_seed,
                     scores: BTreeMap::from([("clip".to_owned(), 10.0 + level + gain + 0.1 * draw.normal())]),
                     ..Row::default()
                 });
             }
         };
-        run("base", "none", 0.0);
+        run("base", "none", 0, 0.0);
+        run("base", "none", 1, 1.0);
         for beta in [0.1, 0.2, 0.5, 1.0, 1.5, 2.0] {
             for (rate, factor) in [(3e-5, 0.5), (1e-4, 1.0)] {
                 let name = format!("ppd beta={beta} learning_rate={rate}");
-                run(&name, "clip", factor * (1.0 - (beta - 0.5f64).abs() / 2.0));
+                run(&name, "clip", 0, factor * (1.0 - (beta - 0.5f64).abs() / 2.0));
                 methods.push(method(name.clone(), Role::Personal, &["clip"]));
                 points.push((name, vec![beta, rate]));
             }
@@ -252,7 +257,13 @@ mod tests {
         let keys = vec!["objective.beta".to_owned(), "train.learning_rate".to_owned()];
         let rewards = vec!["clip".into()];
         let sweep = Some(Sweep { method: "ppd".into(), keys, points, rewards });
-        let design = Design { rewards: vec!["clip".into()], methods, sweep, ..Design::default() };
+        let design = Design {
+            rewards: vec!["clip".into()],
+            methods,
+            sweep,
+            noise_seeds: vec![0],
+            ..Design::default()
+        };
         Study::new(design, rows)
     }
 

@@ -1,7 +1,8 @@
 //! A small study made of seeded streams, with planted effects that tests know.
 //!
 //! Six training seeds, 24 prompts, one noise seed; each score is a prompt's level, plus what the method does to it,
-//! plus a seed's and an image's noise. Twins follow the reward at half strength.
+//! plus a seed's and an image's noise. Twins follow the reward at half strength. Two more images a prompt of the base
+//! make its images of one prompt differ as much as its prompts do.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +17,7 @@ const SPREADS: [f64; 3] = [6.0, 0.3, 9.0];
 pub const SEEDS: u64 = 6;
 pub const PROMPTS: u32 = 24;
 
-/// What a method does to a reward, in units of its spread between prompts.
+/// What a method does to a reward, in units of its spread.
 fn effect(method: &str, condition: &str, reward: usize) -> f64 {
     let weights: Vec<f64> = REWARDS.iter().map(|reward| weight(condition, reward)).collect();
     match method {
@@ -111,6 +112,7 @@ pub fn design() -> Design {
         ],
         claims: super::claims::tests::claims(),
         sweep: None,
+        noise_seeds: vec![0],
     }
 }
 
@@ -157,11 +159,23 @@ pub fn rows(design: &Design, seeds: u64, prompts: u32) -> Vec<Row> {
             }
         }
     }
+    let base: Vec<Row> = rows.iter().filter(|row| row.method == "base").cloned().collect();
+    for (noise_seed, sign) in [(1, 1.0), (2, -1.0)] {
+        rows.extend(base.iter().cloned().map(|mut row| {
+            row.noise_seed = noise_seed;
+            for (score, value) in &mut row.scores {
+                let reward = REWARDS.iter().position(|reward| score.starts_with(reward));
+                // Three images, one of them in the middle: their standard deviation is this distance.
+                *value += sign * reward.map_or(0.1, |reward| SPREADS[reward]);
+            }
+            row
+        }));
+    }
     // Two images failed: one of the base, one of PPD under CLIP's user.
     for (method, condition, prompt) in [("base", "none", 3), ("ppd", "clip", 5)] {
         let row = rows
             .iter_mut()
-            .find(|row| row.method == method && row.condition == condition && row.prompt == prompt)
+            .find(|row| (&*row.method, &*row.condition, row.prompt) == (method, condition, prompt))
             .unwrap();
         row.scores.clear();
         row.failure = Some("a pixel is not finite".into());

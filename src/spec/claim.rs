@@ -2,7 +2,7 @@
 //!
 //! A claim names what is compared, in which direction, and the smallest effect of interest, so that afterwards only
 //! three verdicts are possible: it holds, it does not hold (the interval excludes that effect), or the study was
-//! underpowered. Effects and margins are in units of the base's standard deviation between prompts on that score,
+//! underpowered. Effects and margins are in units of the base's standard deviation between images of one prompt,
 //! which makes one number mean the same on every reward; win rates and correlations are plain.
 //!
 //! ```toml
@@ -63,7 +63,7 @@ pub enum Test {
         over: String,
         /// The rewards; the claim needs all of them.
         rewards: Vec<String>,
-        /// The smallest difference worth the name, in the base's standard deviations between prompts.
+        /// The smallest difference worth the name, in the base's standard deviations between images of one prompt.
         smallest_effect: f64,
         /// `greater`, unless the claim is that `method` has less.
         #[serde(default)]
@@ -89,7 +89,7 @@ pub enum Test {
         method: String,
         /// The rewards, whose users are compared with one another.
         rewards: Vec<String>,
-        /// The smallest difference worth the name, in the base's standard deviations between prompts.
+        /// The smallest difference worth the name, in the base's standard deviations between images of one prompt.
         smallest_effect: f64,
     },
     /// `method` is not worse than each reward's specialist by more than `margin`.
@@ -98,7 +98,7 @@ pub enum Test {
         method: String,
         /// The specialist of each reward.
         specialists: BTreeMap<String, String>,
-        /// The largest loss that still counts as keeping up, in the base's standard deviations between prompts.
+        /// The largest loss that still counts as keeping up, in the base's standard deviations between images of one prompt.
         margin: f64,
     },
     /// The mean of `method` differs from that of `over` by less than `largest_effect`, either way: for controls.
@@ -109,7 +109,7 @@ pub enum Test {
         over: String,
         /// The rewards; the claim needs all of them.
         rewards: Vec<String>,
-        /// The bound on the difference, in the base's standard deviations between prompts.
+        /// The bound on the difference, in the base's standard deviations between images of one prompt.
         largest_effect: f64,
     },
     /// A reward under its own user differs from its mean under the other users by less than `largest_effect`.
@@ -118,7 +118,7 @@ pub enum Test {
         method: String,
         /// The rewards, whose users are compared with one another.
         rewards: Vec<String>,
-        /// The bound on the difference, in the base's standard deviations between prompts.
+        /// The bound on the difference, in the base's standard deviations between images of one prompt.
         largest_effect: f64,
     },
     /// A user's weight and that reward go together over the simplex: Spearman within a prompt, averaged, is above

@@ -21,7 +21,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::error::{Error, Result, nearest};
-use crate::units::Digest;
+use crate::units::{Digest, Seed};
 
 pub use claim::Claim;
 pub use method::{Condition, Conditioning, Labels, Method, Role};
@@ -188,6 +188,15 @@ impl Spec {
     /// The method of this name.
     pub fn method(&self, name: &str) -> Option<&Method> {
         self.methods.iter().find(|method| method.name == name)
+    }
+
+    /// The noise seeds of a method: those common to all, and further ones where it is the base.
+    pub fn noise_seeds(&self, method: &Method) -> Vec<Seed> {
+        let mut seeds = self.data.noise_seeds.get().to_vec();
+        let further = self.data.spread_seeds.as_ref().filter(|_| method.role == Role::Base);
+        let further = further.map_or(&[][..], Seeds::get);
+        seeds.extend(further.iter().filter(|seed| !self.data.noise_seeds.get().contains(seed)));
+        seeds
     }
 
     /// The folder of the study's records under a results folder.

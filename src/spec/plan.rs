@@ -362,6 +362,7 @@ impl Spec {
         });
         let train_key = training.as_ref().map(|training| hash(training, 16));
         let prompts = self.data.prompts.name();
+        let noise_seeds = self.noise_seeds(method);
         let cell_digests: BTreeMap<String, Digest> = digests
             .iter()
             .filter(|(name, _)| *name != "data/pairs" || training.is_some())
@@ -375,7 +376,7 @@ impl Spec {
             "conditions": method.conditions,
             "prompts": prompts,
             "num_prompts": self.data.num_prompts,
-            "noise_seeds": self.data.noise_seeds,
+            "noise_seeds": noise_seeds,
             "sample": self.sample,
             "rewards": self.rewards,
             "digests": cell_digests,
@@ -389,7 +390,7 @@ impl Spec {
             train_key,
             config,
             digests: cell_digests,
-            rows: method.conditions.len() * self.data.num_prompts * self.data.noise_seeds.get().len(),
+            rows: method.conditions.len() * self.data.num_prompts * noise_seeds.len(),
         }
     }
 }

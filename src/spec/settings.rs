@@ -40,6 +40,9 @@ pub struct Data {
     pub num_prompts: usize,
     /// The noise seeds of each prompt, common to all methods: a number of them, or a list.
     pub noise_seeds: Seeds,
+    /// Further noise seeds of the base alone: how its images of one prompt differ is the unit of effects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread_seeds: Option<Seeds>,
     /// How many prompts' images records keep for people to look at, from the first, under the first noise seed.
     #[serde(default)]
     pub kept_images: usize,
