@@ -279,7 +279,8 @@ impl<'a> Laboratory<'a> {
                     scores,
                     failure: None,
                 };
-                let first = spec.data.noise_seeds.get().first() == Some(&request.seed);
+                let first = spec.data.noise_seeds.get().first() == Some(&request.seed)
+                    && (cell.train_key.is_none() || spec.seeds.get().first() == Some(&cell.train_seed));
                 if first && request.index < spec.data.kept_images as u64 {
                     recorder.keep_image(&row, &request.prompt, &image::encode(image, Format::Png)?)?;
                 }

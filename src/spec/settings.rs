@@ -43,7 +43,8 @@ pub struct Data {
     /// Further noise seeds of the base alone: how its images of one prompt differ is the unit of effects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread_seeds: Option<Seeds>,
-    /// How many prompts' images records keep for people to look at, from the first, under the first noise seed.
+    /// How many prompts' images records keep for people to look at, from the first, under the first noise and
+    /// training seed.
     #[serde(default)]
     pub kept_images: usize,
 }
