@@ -7,6 +7,8 @@
 //!                                           images/       the first few images, for people to look at
 //! ```
 //!
+//! Whoever keeps a finished record for long may pack its CSV files (`gzip -9n`): `rows.csv.gz` reads as `rows.csv`.
+//!
 //! A row is appended and handed to the system at once, so a killed run keeps all rows but the one in flight; that
 //! torn last line is dropped when the record is opened again. A finished header carries the digest of its rows, so
 //! an edited or damaged record is refused instead of read. What is missing is empty, never 0.
@@ -378,9 +380,7 @@ fn write_header(folder: &Path, header: &Header) -> Result<()> {
 /// # Errors
 /// Where the system refuses.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let partial = PathBuf::from(partial);
+    let partial = with_suffix(path, ".partial");
     let mut file = File::create(&partial).map_err(Error::io("create", &partial))?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     if let Err(source) = written {
@@ -421,7 +421,7 @@ pub fn read_header(folder: &Path) -> Result<Header> {
 pub fn read_cell(folder: &Path) -> Result<(Header, Vec<Row>)> {
     let header = read_header(folder)?;
     let path = folder.join("rows.csv");
-    let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    let bytes = read_packed(&path)?;
     if header.rows_digest.as_ref().is_some_and(|sealed| *sealed != Digest::of(&bytes)) {
         return Err(Error::data(
             &path,
@@ -438,6 +438,44 @@ pub fn read_cell(folder: &Path) -> Result<(Header, Vec<Row>)> {
     text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
     let rows = if text.is_empty() { Vec::new() } else { parse_rows(&path, &text, &header.scores)? };
     Ok((header, rows))
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Where the packed form of a file stands.
+fn packed(path: &Path) -> PathBuf {
+    with_suffix(path, ".gz")
+}
+
+/// Whether a file is there, packed or not.
+fn is_there(path: &Path) -> bool {
+    path.exists() || packed(path).exists()
+}
+
+/// A file's bytes, or those of its packed form where only that is there.
+fn read_packed(path: &Path) -> Result<Vec<u8>> {
+    let packed = packed(path);
+    if path.exists() || !packed.exists() {
+        return std::fs::read(path).map_err(Error::io("read", path));
+    }
+    let file = File::open(&packed).map_err(Error::io("read", &packed))?;
+    let mut bytes = Vec::new();
+    flate2::read::GzDecoder::new(file).read_to_end(&mut bytes).map_err(|fault| {
+        Error::data(
+            &packed,
+            format!("cannot be unpacked: {fault}; restore it, or remove its folder and run again"),
+        )
+    })?;
+    Ok(bytes)
+}
+
+/// Whether `folder` holds a record, complete or not.
+pub fn is_record(folder: &Path) -> bool {
+    folder.join("header.json").exists() && is_there(&folder.join("rows.csv"))
 }
 
 /// A kept image's bytes, as they were kept.
@@ -459,11 +497,10 @@ pub fn read_image(folder: &Path, kept: &Kept) -> Result<Vec<u8>> {
 /// Where a line is corrupt, or the system refuses.
 pub fn read_trace(folder: &Path) -> Result<Vec<Step>> {
     let path = folder.join("trace.csv");
-    if !path.exists() {
+    if !is_there(&path) {
         return Ok(Vec::new());
     }
-    let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-    csv::Reader::from_reader(text.as_bytes())
+    csv::Reader::from_reader(read_packed(&path)?.as_slice())
         .deserialize()
         .collect::<std::result::Result<_, _>>()
         .map_err(|fault| Error::data(&path, format!("{fault}; remove its folder and run again")))

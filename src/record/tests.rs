@@ -53,6 +53,30 @@ fn a_record_reads_back_as_it_was_written() {
 }
 
 #[test]
+fn a_packed_record_reads_as_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut recorder = Recorder::open(folder.path(), header()).unwrap();
+    recorder.append(&row(0)).unwrap();
+    recorder.write_trace(&[Step { loss: 0.5, ..Step::default() }]).unwrap();
+    recorder.finish().unwrap();
+    let read = || (read_cell(folder.path()).unwrap(), read_trace(folder.path()).unwrap());
+    let plain = read();
+    for name in ["rows.csv", "trace.csv"] {
+        let path = folder.path().join(name);
+        let file = File::create(packed(&path)).unwrap();
+        let mut encoder = flate2::write::GzEncoder::new(file, flate2::Compression::best());
+        encoder.write_all(&std::fs::read(&path).unwrap()).unwrap();
+        encoder.finish().unwrap();
+        std::fs::remove_file(&path).unwrap();
+    }
+    assert!(is_record(folder.path()));
+    assert_eq!(read(), plain);
+    std::fs::write(folder.path().join("rows.csv.gz"), "torn").unwrap();
+    let message = read_cell(folder.path()).unwrap_err().to_string();
+    assert!(message.contains("rows.csv.gz") && message.contains("cannot be unpacked"), "{message}");
+}
+
+#[test]
 fn numbers_have_six_digits_and_no_more() {
     for (value, text) in [
         (0.0, "0"),

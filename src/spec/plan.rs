@@ -75,7 +75,7 @@ impl Cell {
     /// # Errors
     /// Where the record is corrupt.
     pub fn rows_done(&self) -> Result<usize> {
-        if !self.folder.join("header.json").exists() || !self.folder.join("rows.csv").exists() {
+        if !record::is_record(&self.folder) {
             return Ok(0);
         }
         Ok(record::read_cell(&self.folder)?.1.len())

@@ -97,11 +97,11 @@ impl Sources {
 
     /// `file:line` of a position.
     pub(super) fn place(&self, position: usize) -> String {
+        if let Some(name) = self.override_at(position) {
+            return name.to_owned();
+        }
         let found = self.entries.iter().rev().find(|source| source.start <= position);
         let Some(source) = found else { return "?".into() };
-        if !source.has_lines {
-            return source.name.clone();
-        }
         let before = &source.padded.as_bytes()[source.start..position.min(source.padded.len())];
         format!("{}:{}", source.name, 1 + before.iter().filter(|&&byte| byte == b'\n').count())
     }
@@ -129,10 +129,26 @@ impl Sources {
                 span = span.clone().and_then(|span| tree.and_then(|tree| key_in(tree, &span, key))).or(span);
             }
         }
-        match span {
-            Some(span) => format!("{}: {said}", self.place(span.start)),
-            None => said,
-        }
+        let Some(span) = span else { return said };
+        // Of a tagged table the library only knows where it stands, which may be a file that is not at fault.
+        let tree = tree.filter(|_| self.override_at(span.start).is_none());
+        let changes = tree.map_or_else(String::new, |tree| {
+            let mut changes: Vec<&str> = Vec::new();
+            visit(tree, &mut |node| {
+                if node.span() == span {
+                    visit(node, &mut |part| changes.extend(self.override_at(part.span().start)));
+                }
+            });
+            changes.dedup();
+            changes.iter().map(|change| format!(", changed by {change}")).collect()
+        });
+        format!("{}{changes}: {said}", self.place(span.start))
+    }
+
+    /// The override that wrote what stands at a position; `None` for a file.
+    fn override_at(&self, position: usize) -> Option<&str> {
+        let source = self.entries.iter().rev().find(|source| source.start <= position)?;
+        (!source.has_lines).then_some(source.name.as_str())
     }
 
     /// A typed value of a node; what is wrong with it goes to `problems`.
@@ -219,6 +235,16 @@ fn is_named(node: &Node<'_>) -> bool {
     name_of(node).is_some()
 }
 
+/// Calls `each` with a node and everything in it.
+fn visit<'n, 'a>(node: &'n Node<'a>, each: &mut impl FnMut(&'n Node<'a>)) {
+    each(node);
+    match node.get_ref() {
+        DeValue::Table(table) => table.iter().for_each(|(_, value)| visit(value, each)),
+        DeValue::Array(entries) => entries.iter().for_each(|entry| visit(entry, each)),
+        _ => {}
+    }
+}
+
 /// Where `key` stands in the table that spans `span`.
 fn key_in(node: &Node<'_>, span: &Range<usize>, key: &str) -> Option<Range<usize>> {
     let here = || {
@@ -289,7 +315,7 @@ mod tests {
 
     #[test]
     fn faults_name_their_place_and_the_nearest_word() {
-        let cases: [(&str, &[&str], &[&str]); 9] = [
+        let cases: [(&str, &[&str], &[&str]); 10] = [
             (
                 &FILE.replace("steps", "stepps"),
                 &[],
@@ -308,6 +334,11 @@ mod tests {
                 FILE,
                 &["methods.ppd.objective.betta=1"],
                 &["--set methods.ppd.objective.betta=1", "did you mean `beta`"],
+            ),
+            (
+                FILE,
+                &["methods.ppd.objective.beta=x"],
+                &["study.toml:5", "changed by --set methods.ppd.objective.beta=x", "invalid type"],
             ),
             (FILE, &["stebs=1"], &["--set stebs=1: unknown key `stebs`", "did you mean `steps`"]),
             (FILE, &["steps"], &["--set steps: expected key=value"]),
