@@ -5,32 +5,32 @@
 //! reference's errors on it are computed once and shared ([`ReferenceErrors`]). The policy with the user branch off *is*
 //! the reference; there is no second copy of the weights.
 //!
-//! Visits are cut into micro-batches of fixed size. Workers predict them, the objective turns all errors of the step
-//! into one coefficient each, and workers go back through the denoiser; gradients are summed in the order of the
-//! micro-batches, so the result does not depend on the number of workers. No branch here asks which method it is.
+//! Visits are cut into micro-batches of fixed size, of which a [`Stepper`] takes one optimiser step. No branch here asks
+//! which method it is.
 
 mod reference;
+mod step;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::{self, Adapter, drop_user};
 use crate::base::Base;
 use crate::checkpoint;
-use crate::diffusion::per_sample_error;
 use crate::error::{Error, Result};
 use crate::nn::workers::Workers;
-use crate::nn::{AdamW, AdamWConfig, KeyValue, LearningRate, clip_gradients};
-use crate::objective::{self, BatchErrors};
+use crate::nn::{KeyValue, LearningRate};
+use crate::objective;
 pub use crate::record::Step;
 use crate::rng::stream;
 use crate::units::{Digest, Seed};
 use crate::weights::Trainable;
 
 pub use reference::ReferenceErrors;
+pub use step::{MicroBatch, StepSettings, Stepper, Taken};
 
 /// How an adapter is fine-tuned.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +53,13 @@ pub struct Settings {
     pub text_dropout: f64,
     /// The share of visits without their user.
     pub user_dropout: f64,
+}
+
+impl Settings {
+    fn step(&self) -> StepSettings {
+        let Self { objective, weight_decay, max_grad_norm, .. } = *self;
+        StepSettings { objective, weight_decay, max_grad_norm }
+    }
 }
 
 /// One pair as one user sees it.
@@ -161,13 +168,6 @@ impl<'a> Visits<'a> {
 /// Pairs of one micro-batch. Fixed: the sums' order is part of the result.
 const MICRO_BATCH: usize = 4;
 
-/// A micro-batch after its forward pass: the graph is kept for the way back.
-struct Predicted {
-    /// The policy's errors, chosen images first, (2·pairs) or (pairs).
-    errors: Tensor,
-    reference: Vec<[f64; 2]>,
-}
-
 /// Fine-tunes an adapter; `observe` hears of each step and stops the work by answering false.
 ///
 /// With `keep`, the state is stored now and then, at a stop too, and a later call goes on from there to the same bytes;
@@ -199,9 +199,7 @@ pub fn fine_tune(
     let trainable = Trainable::new(seed);
     let blocks = base.denoiser.config().attention_blocks();
     let adapter = Adapter::new(settings.adapter, &blocks, trainable.builder(&Device::Cpu))?;
-    let variables: Vec<(String, Var)> = trainable.vars().into_iter().collect();
-    let config = AdamWConfig { weight_decay: settings.weight_decay, ..AdamWConfig::default() };
-    let mut optimiser = AdamW::new(variables.clone(), config)?;
+    let mut stepper = Stepper::new(&base.denoiser, &trainable, settings.step(), workers)?;
     let mut position = Position::default();
     if let Some(keep) = keep
         && let Some(stored) = checkpoint::load::<Position>(keep.path, keep.config)?
@@ -209,7 +207,7 @@ pub fn fine_tune(
         position = stored.position;
         trainable.load(&stored.weights)?;
         let read = |name: &str| stored.weights.read(name, DType::F32, &Device::Cpu);
-        optimiser.restore(OPTIMISER, position.trace.len(), read)?;
+        stepper.optimiser.restore(OPTIMISER, position.trace.len(), read)?;
     }
     let mut visits = Visits::new(examples, seed);
     for _ in 0..position.trace.len() * settings.pairs_per_step {
@@ -218,45 +216,27 @@ pub fn fine_tune(
     for step in position.trace.len()..settings.steps {
         let batch: Vec<Visit> = (0..settings.pairs_per_step).map(|_| visits.next()).collect();
         let micro_batches: Vec<&[Visit]> = batch.chunks(MICRO_BATCH).collect();
-        let predicted = workers
-            .map(&micro_batches, |_, visits| predict(bench, &adapter, visits, settings, seed))
-            .into_iter()
-            .collect::<Result<Vec<_>>>()?;
-        let errors = gather(&predicted, settings.objective.needs())?;
-        let loss = settings.objective.loss(&errors)?;
-        finite("the loss", loss.value, step)?;
-
-        let coefficients = scatter(&micro_batches, &loss.coefficients);
-        let items: Vec<(Predicted, Vec<f32>)> = predicted.into_iter().zip(coefficients).collect();
-        let mut grads = sum_in_order(workers.map(&items, |_, (predicted, coefficients)| {
-            let weights = Tensor::from_slice(coefficients, coefficients.len(), &Device::Cpu)?;
-            let mut grads = (&predicted.errors * weights)?.sum_all()?.backward()?;
-            Ok(variables.iter().map(|(_, var)| grads.remove(var)).collect())
-        }))?;
-        let gradient_norm = clip_gradients(&mut grads, settings.max_grad_norm)?;
-        finite("the gradient's norm", gradient_norm, step)?;
         let learning_rate = settings.learning_rate.at(step);
-        optimiser.step(&grads, learning_rate)?;
-        let mean = |errors: &[f64]| errors.iter().sum::<f64>() / errors.len().max(1) as f64;
-        let measured = Step {
-            step: step as u64,
-            loss: loss.value,
-            margin: loss.preference.map(|p| p.margin),
-            implicit_accuracy: loss.preference.map(|p| p.implicit_accuracy),
-            saturation: loss.preference.map(|p| p.saturation),
-            error_chosen: Some(mean(&errors.policy_chosen) - mean(&errors.reference_chosen)),
-            error_rejected: (!errors.policy_rejected.is_empty())
-                .then(|| mean(&errors.policy_rejected) - mean(&errors.reference_rejected)),
-            gradient_norm,
+        let taken = stepper.step(
+            step,
             learning_rate,
-        };
+            &micro_batches,
+            |visits| micro_batch(bench, &adapter, visits, settings, seed),
+            |visits, errors| {
+                for (visit, errors) in visits.iter().zip(errors) {
+                    let errors = oriented(*errors, visit);
+                    bench.reference.set(visit.example.pair, visit.occurrence, errors);
+                }
+            },
+        )?;
+        let measured = taken.measured(step, learning_rate);
         let go_on = observe(&measured);
         position.trace.push(measured);
         if let Some(keep) = keep
             && (!go_on || (step + 1).is_multiple_of(keep.every))
         {
             let mut tensors = trainable.tensors();
-            tensors.extend(optimiser.state(OPTIMISER));
+            tensors.extend(stepper.optimiser.state(OPTIMISER));
             checkpoint::save(keep.path, keep.config, &position, &tensors)?;
         }
         if !go_on {
@@ -272,22 +252,17 @@ pub fn fine_tune(
 /// Before the names of an optimiser's moments in a checkpoint.
 const OPTIMISER: &str = "optimiser.";
 
-fn finite(what: &str, value: f64, step: usize) -> Result<()> {
-    if value.is_finite() { Ok(()) } else { Err(Error::NonFinite { what: what.into(), value, step }) }
-}
-
-/// Errors of one micro-batch under the policy, and under the reference where no method has asked before.
-fn predict(
+/// The images of some visits, noised as the visits' own draws say.
+fn micro_batch(
     bench: &Bench,
     adapter: &Adapter,
     visits: &[Visit],
     settings: &Settings,
     seed: Seed,
-) -> Result<Predicted> {
+) -> Result<MicroBatch> {
     let Bench { base, pairs, reference } = bench;
-    let needs = settings.objective.needs();
+    let images = if settings.objective.needs().rejected { 2 } else { 1 };
     let count = visits.len();
-    let images = if needs.rejected { 2 } else { 1 };
     let (_, _, channels, height, width) = pairs.latents.dims5()?;
     let each = channels * height * width;
     // Image-major: all chosen, then all rejected.
@@ -316,93 +291,27 @@ fn predict(
     let timesteps: Vec<_> = timesteps.iter().copied().cycle().take(images * count).collect();
     let noised = base.schedule.add_noise(&latents, &noise, &timesteps)?;
     let r: Vec<f32> = timesteps.iter().map(|t| t.get() as f32).collect();
-    let r = Tensor::from_vec(r, images * count, device)?;
     let double = |kv: Vec<KeyValue>| -> Result<Vec<KeyValue>> {
         Ok(kv.iter().map(|kv| kv.map(|t| twice(t.clone()))).collect::<candle_core::Result<_>>()?)
     };
     let text = double(base.denoiser.key_values(&Tensor::stack(&tokens, 0)?)?)?;
     let users = Tensor::from_vec(users, (count, settings.adapter.user_width), device)?;
     let user = double(adapter.key_values(&adapter.tokens(&users)?)?)?;
-    let pred = base.denoiser.forward(&noised, &r, &text, Some(&user))?;
-    let errors = per_sample_error(&pred, &noise)?;
-
-    let mut known = Vec::new();
-    if needs.reference {
-        let stored: Option<Vec<[f64; 2]>> =
-            visits.iter().map(|visit| reference.get(visit.example.pair, visit.occurrence)).collect();
-        known = match stored {
-            // Stored as (first, second) image of the pair; wanted as (chosen, rejected).
-            Some(stored) => stored.iter().zip(visits).map(|(e, v)| oriented(*e, v)).collect(),
-            None => {
-                let pred = base.denoiser.forward(&noised, &r, &text, None)?;
-                let errors = host(&per_sample_error(&pred, &noise)?)?;
-                let pairs =
-                    (0..count).map(|i| [errors[i], errors.get(count + i).copied().unwrap_or(f64::NAN)]);
-                let pairs: Vec<[f64; 2]> = pairs.collect();
-                for (visit, errors) in visits.iter().zip(&pairs) {
-                    reference.set(visit.example.pair, visit.occurrence, oriented(*errors, visit));
-                }
-                pairs
-            }
-        };
-    }
-    Ok(Predicted { errors, reference: known })
+    // Stored as (first, second) image of the pair; wanted as (chosen, rejected).
+    let known = visits.iter().map(|visit| {
+        reference.get(visit.example.pair, visit.occurrence).map(|errors| oriented(errors, visit))
+    });
+    Ok(MicroBatch {
+        noised,
+        noise,
+        timestep: Tensor::from_vec(r, images * count, device)?,
+        text,
+        user,
+        reference: known.collect(),
+    })
 }
 
 /// Between (chosen, rejected) and (first, second): its own inverse.
 fn oriented([a, b]: [f64; 2], visit: &Visit) -> [f64; 2] {
     if visit.example.second_chosen { [b, a] } else { [a, b] }
-}
-
-fn host(errors: &Tensor) -> Result<Vec<f64>> {
-    Ok(errors.to_dtype(DType::F64)?.to_vec1()?)
-}
-
-/// All errors of a step, in the order of the visits.
-fn gather(predicted: &[Predicted], needs: objective::Needs) -> Result<BatchErrors> {
-    let mut all = BatchErrors::default();
-    for part in predicted {
-        let errors = host(&part.errors)?;
-        let count = if needs.rejected { errors.len() / 2 } else { errors.len() };
-        all.policy_chosen.extend(&errors[..count]);
-        all.policy_rejected.extend(&errors[count..]);
-        all.reference_chosen.extend(part.reference.iter().map(|pair| pair[0]));
-        if needs.rejected {
-            all.reference_rejected.extend(part.reference.iter().map(|pair| pair[1]));
-        }
-    }
-    Ok(all)
-}
-
-/// Each micro-batch's share of the coefficients, in the order of its errors.
-fn scatter(micro_batches: &[&[Visit]], coefficients: &objective::Coefficients) -> Vec<Vec<f32>> {
-    let mut start = 0;
-    micro_batches
-        .iter()
-        .map(|visits| {
-            let range = start..start + visits.len();
-            start = range.end;
-            let rejected = coefficients.rejected.get(range.clone()).unwrap_or_default();
-            coefficients.chosen[range].iter().chain(rejected).map(|&c| c as f32).collect()
-        })
-        .collect()
-}
-
-/// Adds up the gradients of micro-batches, always in their order.
-fn sum_in_order(parts: Vec<Result<Vec<Option<Tensor>>>>) -> Result<Vec<Option<Tensor>>> {
-    let mut sums: Vec<Option<Tensor>> = Vec::new();
-    for part in parts {
-        let part = part?;
-        if sums.is_empty() {
-            sums = part;
-            continue;
-        }
-        for (sum, grad) in sums.iter_mut().zip(part) {
-            *sum = match (sum.take(), grad) {
-                (Some(sum), Some(grad)) => Some((sum + grad)?),
-                (sum, grad) => sum.or(grad),
-            };
-        }
-    }
-    Ok(sums)
 }

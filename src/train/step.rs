@@ -1,0 +1,233 @@
+//! One optimiser step over micro-batches: errors, loss, gradients, AdamW.
+//!
+//! Workers predict the micro-batches, the objective turns all errors of the step into one coefficient each, and workers
+//! go back through the denoiser. Gradients are summed in the order of the micro-batches, so the result does not depend
+//! on the number of workers. The policy with the user branch off *is* the reference.
+
+use candle_core::{DType, Device, Tensor, Var};
+
+use super::Step;
+use crate::diffusion::per_sample_error;
+use crate::error::{Error, Result};
+use crate::models::stage_c::StageC;
+use crate::nn::workers::Workers;
+use crate::nn::{AdamW, AdamWConfig, KeyValue, clip_gradients};
+use crate::objective::{self, BatchErrors, Coefficients, Loss, Needs};
+use crate::weights::Trainable;
+
+/// What a step needs to know beside its micro-batches.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepSettings {
+    /// What is descended.
+    pub objective: objective::Config,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Largest norm of the whole gradient.
+    pub max_grad_norm: f64,
+}
+
+/// Some images of a step as the denoiser takes them: all chosen ones, then, where the objective reads them, all
+/// rejected ones in the same order.
+#[derive(Debug)]
+pub struct MicroBatch {
+    /// Noised latents, (images, C, h, w).
+    pub noised: Tensor,
+    /// The noise in them, (images, C, h, w).
+    pub noise: Tensor,
+    /// Timesteps in [0, 1], (images).
+    pub timestep: Tensor,
+    /// Keys and values of the captions.
+    pub text: Vec<KeyValue>,
+    /// Keys and values of the users; what trains is behind them.
+    pub user: Vec<KeyValue>,
+    /// The reference's errors on (chosen, rejected) of each pair, where they are known.
+    pub reference: Option<Vec<[f64; 2]>>,
+}
+
+/// What a step did.
+#[derive(Debug)]
+pub struct Taken {
+    /// The loss before the update.
+    pub loss: Loss,
+    /// The errors behind it.
+    pub errors: BatchErrors,
+    /// The gradient's norm before clipping.
+    pub gradient_norm: f64,
+}
+
+impl Taken {
+    /// As a training's trace holds it.
+    pub fn measured(&self, step: usize, learning_rate: f64) -> Step {
+        let Self { loss, errors, gradient_norm } = self;
+        let mean = |errors: &[f64]| errors.iter().sum::<f64>() / errors.len().max(1) as f64;
+        Step {
+            step: step as u64,
+            loss: loss.value,
+            margin: loss.preference.map(|p| p.margin),
+            implicit_accuracy: loss.preference.map(|p| p.implicit_accuracy),
+            saturation: loss.preference.map(|p| p.saturation),
+            error_chosen: Some(mean(&errors.policy_chosen) - mean(&errors.reference_chosen)),
+            error_rejected: (!errors.policy_rejected.is_empty())
+                .then(|| mean(&errors.policy_rejected) - mean(&errors.reference_rejected)),
+            gradient_norm: *gradient_norm,
+            learning_rate,
+        }
+    }
+}
+
+/// Takes optimiser steps on the variables behind the users' keys and values.
+pub struct Stepper<'a> {
+    denoiser: &'a StageC,
+    settings: StepSettings,
+    workers: &'a Workers,
+    variables: Vec<(String, Var)>,
+    /// The optimiser, whose state checkpoints hold.
+    pub optimiser: AdamW,
+}
+
+impl<'a> Stepper<'a> {
+    /// Trains the variables made so far.
+    ///
+    /// # Errors
+    /// Where the tensor library refuses.
+    pub fn new(
+        denoiser: &'a StageC,
+        trainable: &Trainable,
+        settings: StepSettings,
+        workers: &'a Workers,
+    ) -> Result<Self> {
+        let variables: Vec<(String, Var)> = trainable.vars().into_iter().collect();
+        let config = AdamWConfig { weight_decay: settings.weight_decay, ..AdamWConfig::default() };
+        let optimiser = AdamW::new(variables.clone(), config)?;
+        Ok(Self { denoiser, settings, workers, variables, optimiser })
+    }
+
+    /// One step on `items`, each of which `micro_batch` makes into a micro-batch on the worker that takes it. `learned`
+    /// hears the reference's errors where they had to be computed.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] where the loss or the gradient is not finite; those of `micro_batch`.
+    pub fn step<T: Sync>(
+        &mut self,
+        step: usize,
+        learning_rate: f64,
+        items: &[T],
+        micro_batch: impl Fn(&T) -> Result<MicroBatch> + Sync,
+        learned: impl Fn(&T, &[[f64; 2]]) + Sync,
+    ) -> Result<Taken> {
+        let (needs, denoiser) = (self.settings.objective.needs(), self.denoiser);
+        let predicted = self
+            .workers
+            .map(items, |_, item| {
+                let batch = micro_batch(item)?;
+                let predicted = batch.predict(denoiser, needs)?;
+                if needs.reference && batch.reference.is_none() {
+                    learned(item, &predicted.reference);
+                }
+                Ok(predicted)
+            })
+            .into_iter()
+            .collect::<Result<Vec<_>>>()?;
+        let errors = gather(&predicted, needs)?;
+        let loss = self.settings.objective.loss(&errors)?;
+        finite("the loss", loss.value, step)?;
+
+        let coefficients = scatter(&predicted, &loss.coefficients);
+        let items: Vec<(Predicted, Vec<f32>)> = predicted.into_iter().zip(coefficients).collect();
+        let variables = &self.variables;
+        let mut grads = sum_in_order(self.workers.map(&items, |_, (predicted, coefficients)| {
+            let weights = Tensor::from_slice(coefficients, coefficients.len(), &Device::Cpu)?;
+            let mut grads = (&predicted.errors * weights)?.sum_all()?.backward()?;
+            Ok(variables.iter().map(|(_, var)| grads.remove(var)).collect())
+        }))?;
+        let gradient_norm = clip_gradients(&mut grads, self.settings.max_grad_norm)?;
+        finite("the gradient's norm", gradient_norm, step)?;
+        self.optimiser.step(&grads, learning_rate)?;
+        Ok(Taken { loss, errors, gradient_norm })
+    }
+}
+
+/// A micro-batch after its forward pass: the graph is kept for the way back.
+struct Predicted {
+    /// The policy's errors, chosen images first, (images).
+    errors: Tensor,
+    /// The reference's, by pair; empty where the objective does not read them.
+    reference: Vec<[f64; 2]>,
+    pairs: usize,
+}
+
+impl MicroBatch {
+    /// Errors under the policy, and under the reference where they are not known.
+    fn predict(&self, denoiser: &StageC, needs: Needs) -> Result<Predicted> {
+        let Self { noised, noise, timestep, text, user, reference } = self;
+        let pairs = noised.dim(0)? / if needs.rejected { 2 } else { 1 };
+        let errors = per_sample_error(&denoiser.forward(noised, timestep, text, Some(user))?, noise)?;
+        let reference = match reference {
+            _ if !needs.reference => Vec::new(),
+            Some(known) => known.clone(),
+            None => {
+                let errors =
+                    host(&per_sample_error(&denoiser.forward(noised, timestep, text, None)?, noise)?)?;
+                let rejected = |pair: usize| errors.get(pairs + pair).copied().unwrap_or(f64::NAN);
+                (0..pairs).map(|pair| [errors[pair], rejected(pair)]).collect()
+            }
+        };
+        Ok(Predicted { errors, reference, pairs })
+    }
+}
+
+fn finite(what: &str, value: f64, step: usize) -> Result<()> {
+    if value.is_finite() { Ok(()) } else { Err(Error::NonFinite { what: what.into(), value, step }) }
+}
+
+fn host(errors: &Tensor) -> Result<Vec<f64>> {
+    Ok(errors.to_dtype(DType::F64)?.to_vec1()?)
+}
+
+/// All errors of a step, in the order of the micro-batches.
+fn gather(predicted: &[Predicted], needs: Needs) -> Result<BatchErrors> {
+    let mut all = BatchErrors::default();
+    for part in predicted {
+        let errors = host(&part.errors)?;
+        all.policy_chosen.extend(&errors[..part.pairs]);
+        all.policy_rejected.extend(&errors[part.pairs..]);
+        all.reference_chosen.extend(part.reference.iter().map(|pair| pair[0]));
+        if needs.rejected {
+            all.reference_rejected.extend(part.reference.iter().map(|pair| pair[1]));
+        }
+    }
+    Ok(all)
+}
+
+/// Each micro-batch's share of the coefficients, in the order of its errors.
+fn scatter(predicted: &[Predicted], coefficients: &Coefficients) -> Vec<Vec<f32>> {
+    let mut start = 0;
+    predicted
+        .iter()
+        .map(|part| {
+            let range = start..start + part.pairs;
+            start = range.end;
+            let rejected = coefficients.rejected.get(range.clone()).unwrap_or_default();
+            coefficients.chosen[range].iter().chain(rejected).map(|&c| c as f32).collect()
+        })
+        .collect()
+}
+
+/// Adds up the gradients of micro-batches, always in their order.
+fn sum_in_order(parts: Vec<Result<Vec<Option<Tensor>>>>) -> Result<Vec<Option<Tensor>>> {
+    let mut sums: Vec<Option<Tensor>> = Vec::new();
+    for part in parts {
+        let part = part?;
+        if sums.is_empty() {
+            sums = part;
+            continue;
+        }
+        for (sum, grad) in sums.iter_mut().zip(part) {
+            *sum = match (sum.take(), grad) {
+                (Some(sum), Some(grad)) => Some((sum + grad)?),
+                (sum, grad) => sum.or(grad),
+            };
+        }
+    }
+    Ok(sums)
+}
