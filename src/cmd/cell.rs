@@ -22,7 +22,7 @@ use crate::generate::{Request, Sampling, sample};
 use crate::image::{self, Format};
 use crate::launch::Session;
 use crate::nn::workers::Workers;
-use crate::nn::{Decay, LearningRate, Warmup};
+use crate::nn::{LearningRate, Warmup};
 use crate::pixels::Image;
 use crate::progress::Progress;
 use crate::record::{DRIFT, Key, Recorder, Row, Step, read_trace, write_trace};
@@ -178,7 +178,7 @@ impl<'a> Laboratory<'a> {
                 peak: train.learning_rate,
                 warmup_steps: train.warmup_steps,
                 warmup: Warmup::default(),
-                decay: Decay::default(),
+                decay: train.after_warmup.decay(train.steps),
             },
             weight_decay: train.weight_decay,
             max_grad_norm: train.max_grad_norm,

@@ -12,7 +12,7 @@ pub(super) struct Arguments {
     /// The study; without it, every study that has records
     #[arg(value_name = "STUDY")]
     study: Option<String>,
-    /// Write nothing; exit with 3 where a figure or table is not what the records give
+    /// Write nothing; exit with 3 where a figure, a table or the document is not what the records give
     #[arg(long)]
     check: bool,
     /// Fill the marked places of this document as well
@@ -51,7 +51,13 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
             print(&outputs, &figures, written.len(), global);
         }
         if let Some(path) = &arguments.splice {
-            splice(path, &spec.name, &outputs, &figures)?;
+            let document = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+            let filled = readme::splice(&document, &spec.name, &outputs, &figures.to_string_lossy())?;
+            if filled != document && arguments.check {
+                stale.push(path.clone());
+            } else if filled != document {
+                crate::record::replace_file(path, filled.as_bytes())?;
+            }
         }
         broken |= !claims::judge(&study)?.iter().all(claims::Judged::holds);
     }
@@ -93,13 +99,4 @@ fn print(outputs: &[report::Output], figures: &Path, written: usize, global: &Gl
         global.quiet,
         &format!("{} outputs in {}, {written} files written", outputs.len(), figures.display()),
     );
-}
-
-fn splice(path: &Path, study: &str, outputs: &[report::Output], figures: &Path) -> anyhow::Result<()> {
-    let document = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-    let filled = readme::splice(&document, study, outputs, &figures.to_string_lossy())?;
-    if filled != document {
-        crate::record::replace_file(path, filled.as_bytes())?;
-    }
-    Ok(())
 }

@@ -6,6 +6,7 @@ use super::cell::Laboratory;
 use super::{Global, Verdict, progress, terminal};
 use crate::error::Error;
 use crate::launch::{Session, local, local::Outcome};
+use crate::report::study::Design;
 use crate::spec::{Estimate, Plan, Spec, library};
 
 /// What the two commands take besides the options of every command.
@@ -27,6 +28,8 @@ pub(super) enum Kind {
 
 pub(super) fn run(arguments: &Arguments, global: &Global, kind: Kind) -> anyhow::Result<Verdict> {
     let spec = Spec::load(&global.request(&arguments.study))?;
+    // What cannot be rendered is refused before hours are spent on it.
+    Design::of(&spec)?;
     if kind == Kind::Sweep && spec.sweep.is_none() {
         let known = library::experiments("experiments".as_ref());
         let sweeps = known

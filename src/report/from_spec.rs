@@ -1,14 +1,14 @@
 //! A [`Design`] from the experiment file.
 
 use super::study::{Design, Method, Role, Sweep, User};
-use crate::error::Result;
+use crate::error::{Error, Result, nearest};
 use crate::spec::{self, Spec};
 
 impl Design {
     /// What `spec` asks, in the words that tables need.
     ///
     /// # Errors
-    /// Where a method makes images for a user that the study does not have.
+    /// Where a method makes images for a user that the study does not have, or an output is unknown.
     pub fn of(spec: &Spec) -> Result<Self> {
         let rewards = &spec.rewards.users;
         let method = |method: &spec::Method| -> Result<Method> {
@@ -37,6 +37,18 @@ impl Design {
                 .collect(),
             rewards: raised(spec, sweep),
         });
+        let known = || super::OUTPUTS.iter().map(|entry| entry.name);
+        for name in spec.outputs.iter().flatten() {
+            if !known().any(|known| known == name) {
+                let meant = nearest(name, known())
+                    .map_or(String::new(), |meant| format!("; did you mean `{meant}`?"));
+                let known = known().collect::<Vec<_>>().join(", ");
+                return Err(Error::Spec(format!(
+                    "{}: outputs: unknown output `{name}`, expected one of {known}{meant}",
+                    spec.name
+                )));
+            }
+        }
         Ok(Self {
             study: spec.name.clone(),
             title: spec.title.clone(),
@@ -45,6 +57,7 @@ impl Design {
             methods,
             claims: spec.claims.clone(),
             sweep,
+            outputs: spec.outputs.clone(),
             noise_seeds: spec.data.noise_seeds.get().iter().map(|seed| seed.get()).collect(),
         })
     }

@@ -109,14 +109,22 @@ pub const OUTPUTS: &[Entry] = &[
     Entry { name: "sweep", about: "gain at each value of the swept keys", render: sweep::render },
 ];
 
-/// Every output that the study has something for.
+/// Every output that the study asks for and has something for.
 ///
 /// # Errors
 /// Where an output cannot be made of what is there.
 pub fn render_all(study: &Study) -> Result<Vec<Output>> {
     let outputs: Vec<Option<Output>> =
-        OUTPUTS.par_iter().map(|entry| (entry.render)(study)).collect::<Result<_>>()?;
+        asked_for(study).into_par_iter().map(|entry| (entry.render)(study)).collect::<Result<_>>()?;
     Ok(outputs.into_iter().flatten().collect())
+}
+
+fn asked_for(study: &Study) -> Vec<&'static Entry> {
+    let asked = study.design.outputs.as_deref();
+    OUTPUTS
+        .iter()
+        .filter(|entry| asked.is_none_or(|names| names.iter().any(|name| name == entry.name)))
+        .collect()
 }
 
 impl Output {

@@ -88,6 +88,8 @@ pub struct Design {
     pub claims: Vec<Claim>,
     /// What was swept, where the study is a sweep.
     pub sweep: Option<Sweep>,
+    /// The outputs that are rendered; absent: all that there is something for.
+    pub outputs: Option<Vec<String>>,
     /// The noise seeds that all methods share; further images of the base only show how its images differ.
     pub noise_seeds: Vec<u64>,
 }

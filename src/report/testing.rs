@@ -112,6 +112,7 @@ pub fn design() -> Design {
         ],
         claims: super::claims::tests::claims(),
         sweep: None,
+        outputs: None,
         noise_seeds: vec![0],
     }
 }

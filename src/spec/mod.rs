@@ -85,6 +85,8 @@ pub struct Spec {
     pub claims: Vec<Claim>,
     /// Where it sweeps: the swept keys.
     pub sweep: Option<Sweep>,
+    /// The tables and figures that are rendered; absent: all that there is something for.
+    pub outputs: Option<Vec<String>>,
     /// The weights and data that it runs on.
     pub profile: Profile,
     /// The folder name of the profile with its changes: `desk`, `desk-quick`, `desk-set-1a2b3c4d`.
@@ -267,7 +269,7 @@ impl Reader<'_> {
     /// The sections of a study; `only` and `sweep` are applied here.
     const SECTIONS: &'static [&'static str] = &[
         "schema", "name", "title", "paper", "records", "extends", "only", "seeds", "data", "train",
-        "adapter", "sample", "rewards", "methods", "claims", "sweep",
+        "adapter", "sample", "rewards", "methods", "claims", "sweep", "outputs",
     ];
 
     fn spec<'a>(
@@ -303,6 +305,7 @@ impl Reader<'_> {
         let sample = self.need(&mut tree, "sample", problems);
         let rewards = self.need(&mut tree, "rewards", problems);
         let claims = self.may(&mut tree, "claims", problems);
+        let outputs = self.may(&mut tree, "outputs", problems);
         let name = name?;
         Some(Spec {
             records: records.unwrap_or_else(|| name.clone()),
@@ -316,6 +319,7 @@ impl Reader<'_> {
             methods,
             claims: claims.unwrap_or_default(),
             sweep,
+            outputs,
             profile: profile?,
             label: String::new(),
         })

@@ -4,6 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::diffusion::UnconditionalUser;
 use crate::error::{Error, Result};
+use crate::nn::Decay;
 use crate::units::{GuidanceScale, Seed};
 
 /// Which prompts a study opens.
@@ -64,6 +65,9 @@ pub struct Train {
     pub learning_rate: f64,
     /// Steps over which the learning rate rises linearly from 0.
     pub warmup_steps: usize,
+    /// What the learning rate does after that.
+    #[serde(default, skip_serializing_if = "After::is_constant")]
+    pub after_warmup: After,
     /// AdamW's decoupled weight decay.
     #[serde(deserialize_with = "not_negative")]
     pub weight_decay: f64,
@@ -79,6 +83,34 @@ pub struct Train {
     /// The share of relabelled pairs, those with the smallest difference in score, that is left out.
     #[serde(deserialize_with = "share")]
     pub gap_filter: f64,
+}
+
+/// What the learning rate does after its warm-up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum After {
+    /// It stays, as published.
+    #[default]
+    Constant,
+    /// It falls in a straight line to 0 at the last step.
+    Linear,
+    /// It falls in half a cosine to 0 at the last step.
+    Cosine,
+}
+
+impl After {
+    fn is_constant(&self) -> bool {
+        *self == Self::Constant
+    }
+
+    /// As the optimiser takes it, for a training of `total_steps`.
+    pub fn decay(self, total_steps: usize) -> Decay {
+        match self {
+            Self::Constant => Decay::Constant,
+            Self::Linear => Decay::Linear { total_steps },
+            Self::Cosine => Decay::Cosine { total_steps },
+        }
+    }
 }
 
 /// `[adapter]`: the shape of the user branch.

@@ -63,6 +63,7 @@ fn bad_usage_ends_with_2_and_says_what_was_meant() {
     let root = with_assets();
     for (arguments, expected) in [
         (&["reproduce", "tabel1"][..], "did you mean `table1`?"),
+        (&["reproduce", "table1", "--set", "outputs=[\"tabel1\"]"], "did you mean `table1`?"),
         (&["reproduc", "table1"], "reproduce"),
         (&["reproduce", "table1", "--sed", "3"], "--seeds"),
         (&["reproduce", "table1", "--seeds", "0"], "zero seeds"),

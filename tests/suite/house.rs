@@ -223,3 +223,20 @@ fn every_experiment_file_is_read() {
     }
     assert!(count >= 12, "{count}");
 }
+
+#[test]
+fn what_is_published_is_what_its_records_give() {
+    let ppd = |arguments: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_ppd"))
+            .args(arguments)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .output()
+            .unwrap();
+        let said =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "ppd {}: {said}", arguments.join(" "));
+        said
+    };
+    assert!(!ppd(&["verify", "results/released"]).contains(" 0 complete"), "there are records");
+    ppd(&["report", "--released", "--check", "--splice", "README.md"]);
+}
