@@ -1,5 +1,6 @@
-//! Times the PPD step and guided sampling on the Stage C that `benches/torch/stage_c.py --export DIR` wrote, with its
-//! inputs, and prints one JSON object a measurement: what `benches/compare.py` sets beside PyTorch's.
+//! Times the PPD step and guided sampling on a Stage C in diffusers' layout (`config.json`,
+//! `diffusion_pytorch_model.safetensors`) with `adapters.safetensors` and `inputs.safetensors` beside it, as PyTorch
+//! exported them, and prints one JSON object a measurement. The script that exports and times PyTorch is not here yet.
 //!
 //! ```sh
 //! cargo bench --bench stage_c -- --inputs DIR --threads 2

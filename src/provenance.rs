@@ -28,7 +28,7 @@ pub struct Provenance {
     pub machine: Machine,
     /// Versions by name: `ppd`, `rustc`, the tensor library.
     pub versions: BTreeMap<String, String>,
-    /// The command line's arguments, without the program's path.
+    /// The command line's arguments, without the program's path; of absolute paths the last part alone.
     pub arguments: Vec<String>,
 }
 
@@ -117,9 +117,20 @@ impl Provenance {
             git,
             machine: machine(threads, device),
             versions: versions.map(|(name, version)| (name.into(), version.into())).into(),
-            arguments: std::env::args().skip(1).collect(),
+            arguments: std::env::args().skip(1).map(|argument| without_folders(&argument)).collect(),
         };
         Ok((provenance, difference))
+    }
+}
+
+/// An argument in which an absolute path, which may name a person or a machine, has lost its folders.
+fn without_folders(argument: &str) -> String {
+    let (key, value) = argument.split_once('=').map_or(("", argument), |(key, value)| (key, value));
+    let path = Path::new(value);
+    match path.file_name().filter(|_| path.is_absolute()) {
+        Some(name) if key.is_empty() => format!("…/{}", name.to_string_lossy()),
+        Some(name) => format!("{key}=…/{}", name.to_string_lossy()),
+        None => argument.to_owned(),
     }
 }
 
@@ -177,5 +188,18 @@ mod tests {
         assert_eq!(utc(951_782_400), "2000-02-29T00:00:00Z");
         assert_eq!(utc(1_735_689_599), "2024-12-31T23:59:59Z");
         assert_eq!(utc(4_107_542_400), "2100-03-01T00:00:00Z");
+    }
+
+    #[test]
+    fn arguments_lose_the_folders_of_absolute_paths() {
+        for (given, kept) in [
+            ("/home/person/cache", "…/cache"),
+            ("--cache=/home/person/cache", "--cache=…/cache"),
+            ("results/released", "results/released"),
+            ("train.steps=100", "train.steps=100"),
+            ("--released", "--released"),
+        ] {
+            assert_eq!(without_folders(given), kept);
+        }
     }
 }
