@@ -162,8 +162,8 @@ impl Adapter {
         let blocks = self.blocks.iter();
         Ok(blocks
             .map(|block| {
-                let key = nn::linear(tokens, &block.to_k, None)?; // (B, num_tokens, C)
-                Ok(KeyValue { key, value: nn::linear(tokens, &block.to_v, None)? })
+                let both = Tensor::cat(&[&block.to_k, &block.to_v], 0)?;
+                Ok(KeyValue::new(nn::linear(tokens, &both, None)?)) // (B, num_tokens, 2C)
             })
             .collect::<TensorResult<_>>()?)
     }

@@ -288,7 +288,7 @@ mod tests {
             let branch = adapter.key_values(&tokens(adapter)).unwrap();
             branch
                 .iter()
-                .map(|kv| kv.key.flatten_all().unwrap().to_vec1::<f32>().unwrap())
+                .map(|kv| kv.tensor().flatten_all().unwrap().to_vec1::<f32>().unwrap())
                 .collect::<Vec<_>>()
         };
         assert_eq!(keys(&opened), keys(&made));

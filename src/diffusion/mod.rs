@@ -12,7 +12,7 @@ mod target;
 pub use guidance::{UnconditionalUser, guide, guide_batch};
 pub use sampler::{Sampler, SamplerConfig};
 pub use schedule::Schedule;
-pub use target::{Target, per_sample_error};
+pub use target::Target;
 
 use candle_core::Tensor;
 

@@ -1,6 +1,6 @@
 //! What a denoiser predicts, and how each prediction turns into the others.
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{per_sample, same_shape};
@@ -75,18 +75,6 @@ fn mix(left: &Tensor, right: &Tensor, alphas: &[f64], factors: impl Fn(f64) -> (
     Ok((left.broadcast_mul(&first)? + right.broadcast_mul(&second)?)?)
 }
 
-/// Each sample's squared error, the mean over all its elements: what [`crate::objective`] is made of.
-///
-/// # Shapes
-/// `pred` and `target` `(B, …)`; the result is `(B)`, differentiable in `pred`.
-///
-/// # Errors
-/// Where the shapes differ.
-pub fn per_sample_error(pred: &Tensor, target: &Tensor) -> Result<Tensor> {
-    same_shape("prediction", target, pred)?;
-    Ok((pred - target)?.sqr()?.flatten_from(1)?.mean(D::Minus1)?) // (B)
-}
-
 #[cfg(test)]
 mod tests {
     use candle_core::Device;
@@ -119,7 +107,5 @@ mod tests {
                 "{target:?}"
             );
         }
-        let wrong = Tensor::zeros((2, 2, 2, 2), candle_core::DType::F64, &Device::Cpu).unwrap();
-        assert!(per_sample_error(&wrong, &latents).unwrap_err().to_string().contains("[3, 2, 2, 2]"));
     }
 }

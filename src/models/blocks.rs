@@ -32,6 +32,48 @@ impl Linear {
     pub fn forward(&self, xs: &Tensor) -> TensorResult {
         nn::linear(xs, &self.weight, Some(&self.bias))
     }
+
+    /// Its weight and bias.
+    pub fn into_parts(self) -> (Tensor, Tensor) {
+        (self.weight, self.bias)
+    }
+}
+
+/// Affine maps of the same input, applied as one: their outputs lie side by side.
+///
+/// Frozen ones are joined once; those that train keep their variables, and are joined each time.
+#[derive(Debug, Clone)]
+pub struct SideBySide {
+    parts: Vec<(Tensor, Tensor)>,
+}
+
+impl SideBySide {
+    /// Joins maps by weight (outputs, inputs) and bias (outputs).
+    pub fn new(parts: Vec<(Tensor, Tensor)>) -> TensorResult<Self> {
+        let trains = parts.iter().any(|(weight, bias)| weight.track_op() || bias.track_op());
+        let parts = Self { parts };
+        Ok(if trains { parts } else { Self { parts: vec![parts.joined()?] } })
+    }
+
+    fn joined(&self) -> TensorResult<(Tensor, Tensor)> {
+        if let [whole] = &self.parts[..] {
+            return Ok(whole.clone());
+        }
+        let (weights, biases): (Vec<&Tensor>, Vec<&Tensor>) = self.parts.iter().map(|(w, b)| (w, b)).unzip();
+        Ok((Tensor::cat(&weights, 0)?, Tensor::cat(&biases, 0)?))
+    }
+
+    /// (…, inputs) to (…, all outputs).
+    pub fn forward(&self, xs: &Tensor) -> TensorResult {
+        self.forward_from(xs, 0)
+    }
+
+    /// As [`SideBySide::forward`] without the first `skip` outputs.
+    pub fn forward_from(&self, xs: &Tensor, skip: usize) -> TensorResult {
+        let (weight, bias) = self.joined()?;
+        let count = weight.dim(0)? - skip;
+        nn::linear(xs, &weight.narrow(0, skip, count)?, Some(&bias.narrow(0, skip, count)?))
+    }
 }
 
 /// The initialisation of a linear map that feeds `inputs` unit-variance values on.

@@ -11,10 +11,10 @@ use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
 
-use super::blocks::{Linear, ResBlock, fan_in, norm};
+use super::blocks::{Linear, ResBlock, SideBySide, fan_in, norm};
 use crate::error::{Error, Result};
 pub use crate::nn::KeyValue;
-use crate::nn::{self, Mask, TensorResult};
+use crate::nn::{self, TensorResult};
 
 /// The numbers of a Stage C, named as in the checkpoint's `config.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -130,9 +130,8 @@ impl TimestepBlock {
 #[derive(Debug, Clone)]
 struct AttnBlock {
     kv_mapper: Linear,
-    to_q: Linear,
-    to_k: Linear,
-    to_v: Linear,
+    /// Queries, keys and values in one product.
+    to_qkv: SideBySide,
     to_out: Linear,
     num_heads: usize,
 }
@@ -143,9 +142,12 @@ impl AttnBlock {
         let square = |name: &str| Linear::new(width, width, fan_in(width), attention.pp(name));
         Ok(Self {
             kv_mapper: Linear::new(conditioning, width, fan_in(conditioning), vb.pp("kv_mapper.1"))?,
-            to_q: square("to_q")?,
-            to_k: square("to_k")?,
-            to_v: square("to_v")?,
+            to_qkv: SideBySide::new(
+                ["to_q", "to_k", "to_v"]
+                    .into_iter()
+                    .map(|name| Ok(square(name)?.into_parts()))
+                    .collect::<TensorResult<_>>()?,
+            )?,
             to_out: square("to_out.0")?,
             num_heads,
         })
@@ -153,19 +155,14 @@ impl AttnBlock {
 
     fn key_value(&self, tokens: &Tensor) -> TensorResult<KeyValue> {
         let mapped = self.kv_mapper.forward(&nn::silu(tokens)?)?;
-        Ok(KeyValue { key: self.to_k.forward(&mapped)?, value: self.to_v.forward(&mapped)? })
+        let (_, _, width) = mapped.dims3()?;
+        Ok(KeyValue::new(self.to_qkv.forward_from(&mapped, width)?))
     }
 
     fn forward(&self, xs: &Tensor, text: &KeyValue, user: Option<&KeyValue>) -> TensorResult {
         let shape = xs.dims4()?;
-        let tokens = norm(xs)?.flatten(1, 2)?; // (B, N, C)
-        let q = self.to_q.forward(&tokens)?;
-        let k = Tensor::cat(&[&self.to_k.forward(&tokens)?, &text.key], 1)?;
-        let v = Tensor::cat(&[&self.to_v.forward(&tokens)?, &text.value], 1)?;
-        let mut mixed = nn::attention(&q, &k, &v, self.num_heads, &Mask::None)?;
-        if let Some(user) = user {
-            mixed = (mixed + nn::attention(&q, &user.key, &user.value, self.num_heads, &Mask::None)?)?;
-        }
+        let qkv = self.to_qkv.forward(&norm(xs)?.flatten(1, 2)?)?; // (B, N, 3C)
+        let mixed = nn::decoupled_attention(&qkv, text, user, self.num_heads)?;
         xs + self.to_out.forward(&mixed)?.reshape(shape)?
     }
 }

@@ -9,7 +9,7 @@ use super::*;
 /// # Errors
 /// Where the tensor library refuses.
 pub fn gelu_erf(xs: &Tensor) -> TensorResult {
-    if is_fused(xs) { xs.contiguous()?.apply_op1(Pointwise::Gelu) } else { xs.gelu_erf() }
+    if is_fused(xs) { op::apply(Pointwise::Gelu, &[xs]) } else { xs.gelu_erf() }
 }
 
 /// OpenAI CLIP's approximation, `x·σ(1.702 x)`.
@@ -18,7 +18,7 @@ pub fn gelu_erf(xs: &Tensor) -> TensorResult {
 /// Where the tensor library refuses.
 pub fn quick_gelu(xs: &Tensor) -> TensorResult {
     if is_fused(xs) {
-        xs.contiguous()?.apply_op1(Pointwise::QuickGelu)
+        op::apply(Pointwise::QuickGelu, &[xs])
     } else {
         // Written with exp: candle's fused sigmoid has no gradient on every device.
         xs.div(&((xs * -1.702)?.exp()? + 1.0)?)
@@ -30,11 +30,7 @@ pub fn quick_gelu(xs: &Tensor) -> TensorResult {
 /// # Errors
 /// Where the tensor library refuses.
 pub fn silu(xs: &Tensor) -> TensorResult {
-    if is_fused(xs) {
-        xs.contiguous()?.apply_op1(Pointwise::Silu)
-    } else {
-        xs.div(&(xs.neg()?.exp()? + 1.0)?)
-    }
+    if is_fused(xs) { op::apply(Pointwise::Silu, &[xs]) } else { xs.div(&(xs.neg()?.exp()? + 1.0)?) }
 }
 
 #[derive(Clone, Copy)]
@@ -103,25 +99,34 @@ fn backward(kind: Pointwise, dx: &mut [f32], x: &[f32], dy: &[f32]) {
     }
 }
 
-impl CustomOp1 for Pointwise {
-    fn name(&self) -> &'static str {
-        "pointwise"
+impl Fused for Pointwise {
+    const NAME: &'static str = "pointwise";
+
+    fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok(xs.into())
     }
 
-    fn cpu_fwd(&self, xs: &CpuStorage, layout: &Layout) -> TensorResult<(CpuStorage, Shape)> {
-        let x = slice::of(xs, layout)?;
-        let mut out = vec![0f32; x.len()];
-        slice::by_rows(&mut out, 1, |first, out| forward(*self, out, &x[first..]));
-        Ok((CpuStorage::F32(out), layout.shape().clone()))
+    fn cpu(&self, [xs, ..]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        slice::by_rows(out, 1, |first, out| forward(*self, out, &xs.data[first..]));
     }
 
-    fn bwd(&self, xs: &Tensor, _: &Tensor, grad: &Tensor) -> TensorResult<Option<Tensor>> {
-        slice::with(&[xs, grad], |slices| {
-            let [x, dy] = slices else { unreachable!("two tensors give two slices") };
-            let mut dx = vec![0f32; x.len()];
-            slice::by_rows(&mut dx, 1, |first, dx| backward(*self, dx, &x[first..], &dy[first..]));
-            Tensor::from_vec(dx, xs.shape(), xs.device()).map(Some)
-        })?
+    fn gradients(&self, [xs, ..]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+        Ok([Some(op::backward(PointwiseBackward(*self), &[xs, grad])?), None, None])
+    }
+}
+
+/// (x, dy) to dx.
+struct PointwiseBackward(Pointwise);
+
+impl Fused for PointwiseBackward {
+    const NAME: &'static str = "pointwise-backward";
+
+    fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok(xs.into())
+    }
+
+    fn cpu(&self, [xs, dy, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        slice::by_rows(out, 1, |first, dx| backward(self.0, dx, &xs.data[first..], &dy.data[first..]));
     }
 }
 

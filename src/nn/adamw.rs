@@ -6,7 +6,8 @@ use candle_core::{Tensor, Var};
 use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
-use super::slice;
+use super::op::{self, ARGUMENTS, Argument, Fused};
+use super::{Shape, TensorResult};
 use crate::error::{Error, Result};
 
 /// The constants of AdamW; the learning rate is given at each step.
@@ -44,8 +45,8 @@ pub struct AdamW {
 struct Entry {
     name: String,
     var: Var,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
+    /// Both moments, (2, …).
+    moments: Tensor,
 }
 
 impl AdamW {
@@ -58,8 +59,8 @@ impl AdamW {
         let entries = variables
             .into_iter()
             .map(|(name, var)| {
-                let (exp_avg, exp_avg_sq) = (var.zeros_like()?, var.zeros_like()?);
-                Ok(Entry { name, exp_avg, exp_avg_sq, var })
+                let zeros = var.zeros_like()?.detach();
+                Ok(Entry { name, moments: Tensor::stack(&[&zeros, &zeros], 0)?, var })
             })
             .collect::<Result<_>>()?;
         Ok(Self { config, entries, step: 0 })
@@ -80,36 +81,17 @@ impl AdamW {
             return Err(Error::Shape(format!("AdamW holds {expected} variables, got {got} gradients")));
         }
         self.step += 1;
-        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
-        let correction1 = 1.0 - beta1.powi(self.step as i32);
-        let correction2 = (1.0 - beta2.powi(self.step as i32)).sqrt();
-        let rate = learning_rate / correction1;
+        let update = Update { config: self.config, learning_rate, step: self.step };
         for (entry, grad) in self.entries.iter_mut().zip(grads) {
             let Some(grad) = grad else { continue };
             let theta = entry.var.as_detached_tensor();
-            if theta.device().is_cpu() && theta.dtype() == candle_core::DType::F32 {
-                let updated = slice::with(&[&theta, grad, &entry.exp_avg, &entry.exp_avg_sq], |slices| {
-                    let [theta, grad, m, v] = slices else { unreachable!("four tensors give four slices") };
-                    let (mut theta, mut m, mut v) = (theta.to_vec(), m.to_vec(), v.to_vec());
-                    let keep = (1.0 - learning_rate * weight_decay) as f32;
-                    let b2 = beta2 as f32;
-                    let (a1, a2) = ((1.0 - beta1) as f32, (1.0 - beta2) as f32);
-                    let (rate, root, eps) = (rate as f32, correction2 as f32, eps as f32);
-                    let constants = [keep, a1, b2, a2, rate, root, eps];
-                    update(&mut theta, &mut m, &mut v, grad, constants);
-                    [theta, m, v]
-                })?;
-                let [theta, m, v] =
-                    updated.map(|data| Tensor::from_vec(data, entry.var.shape(), entry.var.device()));
-                entry.var.set(&theta?)?;
-                (entry.exp_avg, entry.exp_avg_sq) = (m?, v?);
+            let updated = if op::is_fused(&theta) {
+                op::backward(update, &[&theta, grad, &entry.moments])?
             } else {
-                let m = ((&entry.exp_avg * beta1)? + (grad * (1.0 - beta1))?)?;
-                let v = ((&entry.exp_avg_sq * beta2)? + (grad.sqr()? * (1.0 - beta2))?)?;
-                let direction = m.div(&((v.sqrt()? / correction2)? + eps)?)?;
-                entry.var.set(&((theta * (1.0 - learning_rate * weight_decay))? - (direction * rate)?)?)?;
-                (entry.exp_avg, entry.exp_avg_sq) = (m, v);
-            }
+                update.compose(&theta, grad, &entry.moments)?
+            };
+            entry.var.set(&updated.get(0)?)?;
+            entry.moments = updated.narrow(0, 1, 2)?;
         }
         Ok(())
     }
@@ -121,11 +103,10 @@ impl AdamW {
 
     /// Both moments of every variable, as `<prefix><name>.exp_avg` and `….exp_avg_sq`.
     pub fn state(&self, prefix: &str) -> BTreeMap<String, Tensor> {
+        let moment = |entry: &Entry, i: usize| entry.moments.get(i).expect("there are two moments");
         let moments = |entry: &Entry| {
-            [
-                (format!("{prefix}{}.exp_avg", entry.name), entry.exp_avg.clone()),
-                (format!("{prefix}{}.exp_avg_sq", entry.name), entry.exp_avg_sq.clone()),
-            ]
+            [("exp_avg", 0), ("exp_avg_sq", 1)]
+                .map(|(kind, i)| (format!("{prefix}{}.{kind}", entry.name), moment(entry, i)))
         };
         self.entries.iter().flat_map(moments).collect()
     }
@@ -148,10 +129,59 @@ impl AdamW {
                 }
                 Ok(moment)
             };
-            (entry.exp_avg, entry.exp_avg_sq) = (moment("exp_avg")?, moment("exp_avg_sq")?);
+            entry.moments = Tensor::stack(&[moment("exp_avg")?, moment("exp_avg_sq")?], 0)?;
         }
         self.step = step;
         Ok(())
+    }
+}
+
+/// (θ, gradient, moments) to the new θ and moments, (3, …).
+#[derive(Clone, Copy)]
+struct Update {
+    config: AdamWConfig,
+    learning_rate: f64,
+    /// This update's number, from 1.
+    step: usize,
+}
+
+impl Update {
+    /// `1 − ηλ`, `1 − β₁`, `β₂`, `1 − β₂`, `η/(1 − β₁ᵗ)`, `√(1 − β₂ᵗ)`, `ε`.
+    fn constants(self) -> [f64; 7] {
+        let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
+        let correction1 = 1.0 - beta1.powi(self.step as i32);
+        let correction2 = (1.0 - beta2.powi(self.step as i32)).sqrt();
+        let keep = 1.0 - self.learning_rate * weight_decay;
+        [keep, 1.0 - beta1, beta2, 1.0 - beta2, self.learning_rate / correction1, correction2, eps]
+    }
+
+    fn compose(self, theta: &Tensor, grad: &Tensor, moments: &Tensor) -> TensorResult {
+        let [keep, a1, b2, a2, rate, root, eps] = self.constants();
+        let (m, v) = (moments.get(0)?, moments.get(1)?);
+        let m = ((&m * (1.0 - a1))? + (grad * a1)?)?;
+        let v = ((&v * b2)? + (grad.sqr()? * a2)?)?;
+        let direction = m.div(&((v.sqrt()? / root)? + eps)?)?;
+        Tensor::stack(&[((theta * keep)? - (direction * rate)?)?, m, v], 0)
+    }
+}
+
+impl Fused for Update {
+    const NAME: &'static str = "adamw";
+
+    fn shape(&self, [theta, grad, moments]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        if theta != grad || moments != [&[2], theta].concat() {
+            candle_core::bail!("adamw: variable {theta:?}, gradient {grad:?}, moments {moments:?}");
+        }
+        Ok([&[3], theta].concat().into())
+    }
+
+    fn cpu(&self, [theta, grad, moments]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let count = theta.data.len();
+        out[..count].copy_from_slice(&theta.data);
+        out[count..].copy_from_slice(&moments.data);
+        let (theta, moments) = out.split_at_mut(count);
+        let (m, v) = moments.split_at_mut(count);
+        update(theta, m, v, &grad.data, self.constants().map(|x| x as f32));
     }
 }
 

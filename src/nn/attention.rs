@@ -1,5 +1,7 @@
-//! Multi-head attention: one softmax over all keys, with the mask that text towers need.
+//! Multi-head attention: a softmax over all keys, with the mask that text towers need, or two softmaxes side by side for
+//! the decoupled branch of a user.
 
+use candle_core::D;
 use multiversion::multiversion;
 
 use super::*;
@@ -30,19 +32,38 @@ impl Mask {
 /// The keys and values that one attention block gets from outside the picture.
 #[derive(Debug, Clone)]
 pub struct KeyValue {
-    /// Keys, (B, M, C).
-    pub key: Tensor,
-    /// Values, (B, M, C).
-    pub value: Tensor,
+    /// (B, M, 2C): each token's key, then its value.
+    both: Tensor,
 }
 
 impl KeyValue {
-    /// Applies a change of the batch to both.
+    /// Wraps keys and values that lie side by side, as one linear map to both makes them.
+    ///
+    /// # Shapes
+    /// (B, M, 2C)
+    pub fn new(both: Tensor) -> Self {
+        Self { both }
+    }
+
+    /// (B, M, 2C): each token's key, then its value.
+    pub fn tensor(&self) -> &Tensor {
+        &self.both
+    }
+
+    /// How many tokens there are for each sample.
+    ///
+    /// # Errors
+    /// Where the tensor has not three axes.
+    pub fn tokens(&self) -> TensorResult<usize> {
+        self.both.dim(1)
+    }
+
+    /// Applies a change of the batch.
     ///
     /// # Errors
     /// As `change`.
     pub fn map(&self, change: impl Fn(&Tensor) -> TensorResult) -> TensorResult<Self> {
-        Ok(Self { key: change(&self.key)?, value: change(&self.value)? })
+        Ok(Self { both: change(&self.both)? })
     }
 
     /// The rows of the batch that each sample asks for: what a user gives is made once and shared by their samples.
@@ -61,262 +82,336 @@ impl KeyValue {
     /// # Errors
     /// Where the token counts or widths differ.
     pub fn cat(parts: &[&Self]) -> TensorResult<Self> {
-        let join =
-            |of: fn(&Self) -> &Tensor| Tensor::cat(&parts.iter().map(|p| of(p)).collect::<Vec<_>>(), 0);
-        Ok(Self { key: join(|p| &p.key)?, value: join(|p| &p.value)? })
+        let parts: Vec<&Tensor> = parts.iter().map(|part| &part.both).collect();
+        Ok(Self { both: Tensor::cat(&parts, 0)? })
     }
 }
 
-/// `softmax(Q Kᵀ / √d) V` for each head.
+/// `softmax(Q Kᵀ / √d) V` for each head, the keys being the positions' own.
 ///
 /// # Shapes
-/// `q` (B, N, C), `k` and `v` (B, M, C) with C = `num_heads`·d; result (B, N, C).
+/// `qkv` (B, N, 3C): each position's query, key and value, C = `num_heads`·d; result (B, N, C).
 ///
 /// # Errors
 /// Where the shapes do not fit.
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, num_heads: usize, mask: &Mask) -> TensorResult {
-    let (batch, queries, channels) = q.dims3()?;
-    let keys = k.dim(1)?;
-    if k.dims() != [batch, keys, channels] || v.dims() != k.dims() || channels % num_heads.max(1) != 0 {
-        candle_core::bail!(
-            "attention: queries {:?}, keys {:?}, values {:?}, {num_heads} heads",
-            q.dims(),
-            k.dims(),
-            v.dims()
-        );
-    }
-    if is_fused(q) {
-        let op = Attention { num_heads, mask: mask.clone() };
-        return q.contiguous()?.apply_op3(&k.contiguous()?, &v.contiguous()?, op);
-    }
-    let depth = channels / num_heads;
-    let heads =
-        |xs: &Tensor, n: usize| xs.reshape((batch, n, num_heads, depth))?.transpose(1, 2)?.contiguous();
-    let (q, k, v) = (heads(q, queries)?, heads(k, keys)?, heads(v, keys)?); // (B, heads, N, d)
-    let mut scores = (q.matmul(&k.t()?)? / (depth as f64).sqrt())?;
-    if *mask != Mask::None {
-        let bias: Vec<f32> = (0..batch * queries * keys)
-            .map(|e| {
-                let (b, i, j) = (e / (queries * keys), e / keys % queries, e % keys);
-                if j < mask.visible(b, i, keys) { 0.0 } else { f32::NEG_INFINITY }
-            })
-            .collect();
-        let bias = Tensor::from_vec(bias, (batch, 1, queries, keys), q.device())?.to_dtype(q.dtype())?;
-        scores = scores.broadcast_add(&bias)?;
-    }
-    let peak = scores.max_keepdim(candle_core::D::Minus1)?.detach();
-    let weights = scores.broadcast_sub(&peak)?.exp()?;
-    let weights = weights.broadcast_div(&weights.sum_keepdim(candle_core::D::Minus1)?)?;
-    weights.matmul(&v)?.transpose(1, 2)?.reshape((batch, queries, channels))
+pub fn self_attention(qkv: &Tensor, num_heads: usize, mask: &Mask) -> TensorResult {
+    let op = Attention { num_heads, mask: mask.clone(), first: None, frozen: 0 };
+    if is_fused(qkv) { op::apply(op, &[qkv]) } else { op.compose(qkv, None) }
 }
 
+/// Attention to the positions themselves and to a text under one softmax, and beside it to a user under another; what the
+/// two give is added (the paper's Eq. 7): `softmax(Q [K; K_t]ᵀ) [V; V_t] + softmax(Q K_uᵀ) V_u`.
+///
+/// # Shapes
+/// `qkv` (B, N, 3C), `text` and `user` of batch B and width C; result (B, N, C).
+///
+/// # Errors
+/// Where the shapes do not fit.
+pub fn decoupled_attention(
+    qkv: &Tensor,
+    text: &KeyValue,
+    user: Option<&KeyValue>,
+    num_heads: usize,
+) -> TensorResult {
+    let texts = text.tokens()?;
+    let external = match user {
+        Some(user) => Tensor::cat(&[&text.both, &user.both], 1)?,
+        None => text.both.clone(),
+    };
+    let op = Attention {
+        num_heads,
+        mask: Mask::None,
+        first: user.is_some().then_some(qkv.dim(1)? + texts),
+        frozen: if text.both.track_op() { 0 } else { texts },
+    };
+    if is_fused(qkv) { op::apply(op, &[qkv, &external]) } else { op.compose(qkv, Some(&external)) }
+}
+
+#[derive(Clone)]
 struct Attention {
     num_heads: usize,
     mask: Mask,
+    /// How many keys are under the first softmax, where there are two.
+    first: Option<usize>,
+    /// How many of the external tokens, from the first, need no gradient.
+    frozen: usize,
 }
 
-/// One head of one sample: sizes and where its rows start.
-struct Head<'a> {
+/// Sizes of one call: queries, external tokens, channels, and the heads' depth.
+#[derive(Clone, Copy)]
+struct Sizes {
     queries: usize,
-    keys: usize,
-    depth: usize,
+    external: usize,
     channels: usize,
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
+    depth: usize,
 }
 
-#[multiversion(targets = "simd")]
-fn softmax(scores: &mut [f32], keys: usize, sample: usize, mask: &Mask) {
-    for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
-        let (seen, hidden) = row.split_at_mut(mask.visible(sample, i, keys));
-        let mut lanes = [f32::NEG_INFINITY; 16];
-        for (i, x) in seen.iter().enumerate() {
-            lanes[i % 16] = if *x > lanes[i % 16] { *x } else { lanes[i % 16] };
-        }
-        let peak = lanes.iter().fold(f32::NEG_INFINITY, |a, &x| a.max(x));
-        seen.iter_mut().for_each(|x| *x = slice::exp(*x - peak));
-        let total = 1.0 / slice::sum(seen.len(), |j| seen[j]);
-        seen.iter_mut().for_each(|x| *x *= total);
-        hidden.fill(0.0);
+impl Sizes {
+    /// All keys that a query sees.
+    fn keys(self) -> usize {
+        self.queries + self.external
     }
 }
 
-/// From the gradient of the weights to that of the scaled scores, in place.
+/// One head of one sample: slices that start at its first element.
+struct Head<'a> {
+    sizes: Sizes,
+    qkv: &'a [f32],
+    external: &'a [f32],
+}
+
+impl<'a> Head<'a> {
+    fn own(&self, part: usize) -> slice::Matrix<'a> {
+        let channels = self.sizes.channels;
+        slice::Matrix { data: &self.qkv[part * channels..], row: 3 * channels, column: 1 }
+    }
+
+    fn query(&self) -> slice::Matrix<'a> {
+        self.own(0)
+    }
+
+    /// Keys (0) or values (1), those of the positions and, where there are some, the external ones; with each the number
+    /// of rows and the first column of the weights that is theirs.
+    fn sources(&self, part: usize) -> impl Iterator<Item = (slice::Matrix<'a>, usize, usize)> {
+        let Sizes { queries, external, channels, .. } = self.sizes;
+        let own = (self.own(1 + part), queries, 0);
+        let data = self.external.get(part * channels..).unwrap_or_default();
+        let other = (slice::Matrix { data, row: 2 * channels, column: 1 }, external, queries);
+        std::iter::once(own).chain((external > 0).then_some(other))
+    }
+
+    /// Products of `rows` (queries, depth) with the keys or values, into `out` (queries, keys).
+    fn products(&self, rows: slice::Matrix, part: usize, scale: f32, out: &mut [f32]) {
+        let Sizes { queries, depth, .. } = self.sizes;
+        let keys = self.sizes.keys();
+        for (source, count, column) in self.sources(part) {
+            let out = &mut out[column..];
+            slice::gemm((queries, count, depth), out, keys, false, scale, rows, source.transposed());
+        }
+    }
+
+    /// `weights` (queries, keys) times the keys or values, into `out` whose rows are `out_row` apart.
+    fn mix(&self, weights: &[f32], part: usize, out: &mut [f32], out_row: usize) {
+        let Sizes { queries, depth, .. } = self.sizes;
+        let keys = self.sizes.keys();
+        for (source, count, column) in self.sources(part) {
+            let lhs = slice::Matrix { data: &weights[column..], row: keys, column: 1 };
+            slice::gemm((queries, depth, count), out, out_row, column > 0, 1.0, lhs, source);
+        }
+    }
+}
+
+#[inline(always)]
+fn softmax_row(row: &mut [f32]) {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for (i, x) in row.iter().enumerate() {
+        lanes[i % 16] = if *x > lanes[i % 16] { *x } else { lanes[i % 16] };
+    }
+    let peak = lanes.iter().fold(f32::NEG_INFINITY, |a, &x| a.max(x));
+    row.iter_mut().for_each(|x| *x = slice::exp(*x - peak));
+    let total = 1.0 / slice::sum(row.len(), |j| row[j]);
+    row.iter_mut().for_each(|x| *x *= total);
+}
+
 #[multiversion(targets = "simd")]
-fn softmax_backward(ds: &mut [f32], p: &[f32], keys: usize, scale: f32) {
+fn softmax(scores: &mut [f32], (first, keys): (usize, usize), sample: usize, mask: &Mask) {
+    for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
+        let (seen, hidden) = row.split_at_mut(mask.visible(sample, i, keys));
+        hidden.fill(0.0);
+        let (one, other) = seen.split_at_mut(first.min(seen.len()));
+        softmax_row(one);
+        softmax_row(other);
+    }
+}
+
+/// From the gradient of the weights to that of the scaled scores, in place; `first` keys are under the first softmax.
+#[multiversion(targets = "simd")]
+fn softmax_backward(ds: &mut [f32], p: &[f32], (first, keys): (usize, usize), scale: f32) {
     for (ds, p) in ds.chunks_exact_mut(keys).zip(p.chunks_exact(keys)) {
-        let mean = slice::sum(keys, |j| ds[j] * p[j]);
-        ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - mean) * scale);
+        let (one, other) = ds.split_at_mut(first);
+        for (ds, p) in [(one, &p[..first]), (other, &p[first..])] {
+            let mean = slice::sum(p.len(), |j| ds[j] * p[j]);
+            ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - mean) * scale);
+        }
     }
 }
 
 impl Attention {
-    fn head<'a>(
-        &self,
-        b: usize,
-        h: usize,
-        sizes: (usize, usize, usize),
-        q: &'a [f32],
-        k: &'a [f32],
-        v: &'a [f32],
-    ) -> Head<'a> {
-        let (queries, keys, channels) = sizes;
-        let depth = channels / self.num_heads;
-        Head {
-            queries,
-            keys,
-            depth,
-            channels,
-            q: &q[b * queries * channels + h * depth..],
-            k: &k[b * keys * channels + h * depth..],
-            v: &v[b * keys * channels + h * depth..],
-        }
+    fn sizes(&self, qkv: &[usize], external: &[usize]) -> Sizes {
+        let channels = qkv[2] / 3;
+        let external = if external.len() == 3 { external[1] } else { 0 };
+        Sizes { queries: qkv[1], external, channels, depth: channels / self.num_heads }
     }
 
-    /// The attention weights of one head into `weights` (queries, keys).
+    /// How many keys are under the first softmax, and how many there are.
+    fn groups(&self, sizes: Sizes) -> (usize, usize) {
+        (self.first.unwrap_or(sizes.keys()), sizes.keys())
+    }
+
+    fn head<'a>(
+        &self,
+        sizes: Sizes,
+        (b, h): (usize, usize),
+        qkv: &'a [f32],
+        external: &'a [f32],
+    ) -> Head<'a> {
+        let Sizes { queries, channels, depth, .. } = sizes;
+        let qkv = &qkv[b * queries * 3 * channels + h * depth..];
+        let external = if sizes.external > 0 {
+            &external[b * sizes.external * 2 * channels + h * depth..]
+        } else {
+            external
+        };
+        Head { sizes, qkv, external }
+    }
+
+    /// The attention weights of one head of sample `b` into `weights` (queries, keys).
     fn weights(&self, b: usize, head: &Head, weights: &mut [f32]) {
-        let (n, m) = (head.queries, head.keys);
-        let rows = |data| slice::Matrix { data, row: head.channels, column: 1 };
-        let columns = |data| slice::Matrix { data, row: 1, column: head.channels };
-        let scale = 1.0 / (head.depth as f32).sqrt();
-        slice::gemm((n, m, head.depth), weights, m, false, scale, rows(head.q), columns(head.k));
-        softmax(weights, m, b, &self.mask);
+        let scale = 1.0 / (head.sizes.depth as f32).sqrt();
+        head.products(head.query(), 0, scale, weights);
+        softmax(weights, self.groups(head.sizes), b, &self.mask);
+    }
+
+    /// The same formula in the tensor library's own operations.
+    fn compose(&self, qkv: &Tensor, external: Option<&Tensor>) -> TensorResult {
+        let sizes = self.sizes(qkv.dims(), external.map_or(&[], |external| external.dims()));
+        let (batch, Sizes { queries, channels, depth, .. }, (first, keys)) =
+            (qkv.dim(0)?, sizes, self.groups(sizes));
+        let heads = |xs: &Tensor| {
+            xs.reshape((batch, xs.dim(1)?, self.num_heads, depth))?.transpose(1, 2)?.contiguous()
+        };
+        let part = |xs: &Tensor, i: usize| xs.narrow(2, i * channels, channels)?.contiguous();
+        let all = |i: usize| match external {
+            Some(external) => heads(&Tensor::cat(&[part(qkv, 1 + i)?, part(external, i)?], 1)?),
+            None => heads(&part(qkv, 1 + i)?),
+        };
+        let mut scores = (heads(&part(qkv, 0)?)?.matmul(&all(0)?.t()?)? / (depth as f64).sqrt())?;
+        if self.mask != Mask::None {
+            let bias: Vec<f32> = (0..batch * queries * keys)
+                .map(|e| {
+                    let (b, i, j) = (e / (queries * keys), e / keys % queries, e % keys);
+                    if j < self.mask.visible(b, i, keys) { 0.0 } else { f32::NEG_INFINITY }
+                })
+                .collect();
+            let bias = Tensor::from_vec(bias, (batch, 1, queries, keys), qkv.device())?;
+            scores = scores.broadcast_add(&bias.to_dtype(scores.dtype())?)?;
+        }
+        let softmax = |scores: Tensor| {
+            let peak = scores.max_keepdim(D::Minus1)?.detach();
+            let weights = scores.broadcast_sub(&peak)?.exp()?;
+            weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)
+        };
+        let mut weights = vec![softmax(scores.narrow(3, 0, first)?)?];
+        if first < keys {
+            weights.push(softmax(scores.narrow(3, first, keys - first)?)?);
+        }
+        let mixed = Tensor::cat(&weights, 3)?.matmul(&all(1)?)?; // (B, heads, N, d)
+        mixed.transpose(1, 2)?.reshape((batch, queries, channels))
     }
 }
 
-impl CustomOp3 for Attention {
-    fn name(&self) -> &'static str {
-        "attention"
+impl Fused for Attention {
+    const NAME: &'static str = "attention";
+
+    fn shape(&self, [qkv, external, _]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        match (qkv, external) {
+            ([batch, queries, triple], _) if triple % (3 * self.num_heads.max(1)) == 0 => match external {
+                [0] => Ok((*batch, *queries, triple / 3).into()),
+                [b, _, double] if b == batch && 3 * double == 2 * triple => {
+                    Ok((*batch, *queries, triple / 3).into())
+                }
+                _ => candle_core::bail!("attention: queries, keys, values {qkv:?}, external {external:?}"),
+            },
+            _ => candle_core::bail!("attention: queries, keys, values {qkv:?}, {} heads", self.num_heads),
+        }
     }
 
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        q_layout: &Layout,
-        k: &CpuStorage,
-        k_layout: &Layout,
-        v: &CpuStorage,
-        v_layout: &Layout,
-    ) -> TensorResult<(CpuStorage, Shape)> {
-        let (_, queries, channels) = q_layout.shape().dims3()?;
-        let keys = k_layout.shape().dims3()?.1;
-        let (q, k, v) = (slice::of(q, q_layout)?, slice::of(k, k_layout)?, slice::of(v, v_layout)?);
-        let mut out = vec![0f32; q.len()];
-        slice::by_rows(&mut out, queries * channels, |first, out| {
-            let mut weights = vec![0f32; queries * keys];
+    fn cpu(&self, [qkv, external, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let sizes = self.sizes(qkv.dims, external.dims);
+        let Sizes { queries, channels, depth, .. } = sizes;
+        slice::by_rows(out, queries * channels, |first, out| {
+            let mut weights = vec![0f32; queries * sizes.keys()];
             for (i, out) in out.chunks_exact_mut(queries * channels).enumerate() {
                 for h in 0..self.num_heads {
-                    let head = self.head(first + i, h, (queries, keys, channels), q, k, v);
+                    let head = self.head(sizes, (first + i, h), &qkv.data, &external.data);
                     self.weights(first + i, &head, &mut weights);
-                    let lhs = slice::Matrix { data: &weights, row: keys, column: 1 };
-                    let rhs = slice::Matrix { data: head.v, row: channels, column: 1 };
-                    let out = &mut out[h * head.depth..];
-                    slice::gemm((queries, head.depth, keys), out, channels, false, 1.0, lhs, rhs);
+                    head.mix(&weights, 1, &mut out[h * depth..], channels);
                 }
             }
         });
-        Ok((CpuStorage::F32(out), q_layout.shape().clone()))
     }
 
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> TensorResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (batch, queries, channels) = q.dims3()?;
-        let keys = k.dim(1)?;
-        let device = q.device();
-        let (needs_q, needs_k, needs_v) = (q.track_op(), k.track_op(), v.track_op());
-        slice::with(&[q, k, v, grad], |slices| {
-            let [qs, ks, vs, dys] = slices else { unreachable!("four tensors give four slices") };
-            // All three gradients of a sample lie side by side, so that samples can be handed to threads.
-            let (nq, nk) = (queries * channels, keys * channels);
-            let mut all = vec![0f32; batch * (nq + 2 * nk)];
-            slice::by_rows(&mut all, nq + 2 * nk, |first, all| {
-                let mut p = vec![0f32; queries * keys];
-                let mut ds = vec![0f32; queries * keys];
-                for (i, all) in all.chunks_exact_mut(nq + 2 * nk).enumerate() {
-                    let b = first + i;
-                    let (dq, rest) = all.split_at_mut(nq);
-                    let (dk, dv) = rest.split_at_mut(nk);
-                    for h in 0..self.num_heads {
-                        let head = self.head(b, h, (queries, keys, channels), qs, ks, vs);
-                        let depth = head.depth;
-                        let at = h * depth;
-                        let dy = &dys[b * nq + at..];
-                        self.weights(b, &head, &mut p);
-                        let rows = |data| slice::Matrix { data, row: channels, column: 1 };
-                        let columns = |data| slice::Matrix { data, row: 1, column: channels };
-                        if needs_v {
-                            let lhs = slice::Matrix { data: &p, row: 1, column: keys };
-                            slice::gemm(
-                                (keys, depth, queries),
-                                &mut dv[at..],
-                                channels,
-                                false,
-                                1.0,
-                                lhs,
-                                rows(dy),
-                            );
-                        }
-                        slice::gemm(
-                            (queries, keys, depth),
-                            &mut ds,
-                            keys,
-                            false,
-                            1.0,
-                            rows(dy),
-                            columns(head.v),
-                        );
-                        let scale = 1.0 / (depth as f32).sqrt();
-                        softmax_backward(&mut ds, &p, keys, scale);
-                        if needs_q {
-                            let lhs = slice::Matrix { data: &ds, row: keys, column: 1 };
-                            slice::gemm(
-                                (queries, depth, keys),
-                                &mut dq[at..],
-                                channels,
-                                false,
-                                1.0,
-                                lhs,
-                                rows(head.k),
-                            );
-                        }
-                        if needs_k {
-                            let lhs = slice::Matrix { data: &ds, row: 1, column: keys };
-                            slice::gemm(
-                                (keys, depth, queries),
-                                &mut dk[at..],
-                                channels,
-                                false,
-                                1.0,
-                                lhs,
-                                rows(head.q),
-                            );
-                        }
-                    }
-                }
-            });
-            let part = |wanted: bool, from: usize, len: usize, shape: &Shape| {
-                wanted
-                    .then(|| {
-                        let mut out = Vec::with_capacity(batch * len);
-                        all.chunks_exact(nq + 2 * nk)
-                            .for_each(|s| out.extend_from_slice(&s[from..from + len]));
-                        Tensor::from_vec(out, shape, device)
-                    })
-                    .transpose()
-            };
-            Ok((
-                part(needs_q, 0, nq, q.shape())?,
-                part(needs_k, nq, nk, k.shape())?,
-                part(needs_v, nq + nk, nk, v.shape())?,
-            ))
-        })?
+    fn gradients(&self, [qkv, external, _]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+        let of_external = external.track_op();
+        if !qkv.track_op() && !of_external {
+            return Ok([None, None, None]);
+        }
+        let op = AttentionBackward { op: self.clone(), of_external };
+        let both = op::backward(op, &[qkv, external, grad])?; // all of qkv's, then all of the external ones
+        let own = qkv.elem_count();
+        Ok([
+            wanted(qkv, || both.narrow(0, 0, own)?.reshape(qkv.shape()))?,
+            wanted(external, || both.narrow(0, own, external.elem_count())?.reshape(external.shape()))?,
+            None,
+        ])
+    }
+}
+
+/// (qkv, external, dy) to the gradients of the first two, one after the other. The weights are made again.
+struct AttentionBackward {
+    op: Attention,
+    of_external: bool,
+}
+
+impl AttentionBackward {
+    /// One head: `dy` starts at its first element, `d_qkv` and `d_external` too; `p` and `ds` are room for (queries, keys).
+    fn head(&self, b: usize, head: &Head, dy: &[f32], out: [&mut [f32]; 2], [p, ds]: [&mut [f32]; 2]) {
+        let Sizes { queries, external, channels, depth } = head.sizes;
+        let keys = head.sizes.keys();
+        let [d_qkv, d_external] = out;
+        let dy = slice::Matrix { data: dy, row: channels, column: 1 };
+        self.op.weights(b, head, p);
+        head.products(dy, 1, 1.0, ds);
+        softmax_backward(ds, p, self.op.groups(head.sizes), 1.0 / (depth as f32).sqrt());
+        head.mix(ds, 0, d_qkv, 3 * channels);
+        // Keys get dsᵀ Q, values pᵀ dy: the positions' own, and of the external tokens those that train.
+        for (part, (weights, rhs)) in [(&*ds, head.query()), (&*p, dy)].into_iter().enumerate() {
+            let columns = |from: usize| slice::Matrix { data: &weights[from..], row: 1, column: keys };
+            let own = &mut d_qkv[(1 + part) * channels..];
+            slice::gemm((queries, depth, queries), own, 3 * channels, false, 1.0, columns(0), rhs);
+            if self.of_external && self.op.frozen < external {
+                let frozen = self.op.frozen;
+                let other = &mut d_external[frozen * 2 * channels + part * channels..];
+                let lhs = columns(queries + frozen);
+                slice::gemm((external - frozen, depth, queries), other, 2 * channels, false, 1.0, lhs, rhs);
+            }
+        }
+    }
+}
+
+impl Fused for AttentionBackward {
+    const NAME: &'static str = "attention-backward";
+
+    fn shape(&self, [qkv, external, _]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok((qkv.iter().product::<usize>() + external.iter().product::<usize>()).into())
+    }
+
+    fn cpu(&self, [qkv, external, grad]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let sizes = self.op.sizes(qkv.dims, external.dims);
+        let Sizes { queries, channels, depth, .. } = sizes;
+        let (d_qkv, d_external) = out.split_at_mut(qkv.data.len());
+        let widths = (queries * 3 * channels, sizes.external * 2 * channels);
+        slice::by_rows_of_two((d_qkv, d_external), widths, |b, d_qkv, d_external| {
+            let mut room = [vec![0f32; queries * sizes.keys()], vec![0f32; queries * sizes.keys()]];
+            for h in 0..self.op.num_heads {
+                let at = h * depth;
+                let head = self.op.head(sizes, (b, h), &qkv.data, &external.data);
+                let dy = &grad.data[b * queries * channels + at..];
+                let d_external = d_external.get_mut(at..).unwrap_or_default();
+                let [p, ds] = &mut room;
+                self.head(b, &head, dy, [&mut d_qkv[at..], d_external], [p, ds]);
+            }
+        });
     }
 }
 
@@ -325,22 +420,84 @@ mod tests {
     use super::super::testing::*;
     use super::*;
 
+    fn in_single(ys: TensorResult) -> Tensor {
+        ys.unwrap().to_dtype(candle_core::DType::F32).unwrap()
+    }
+
     #[test]
     fn equals_its_composition_under_every_mask() {
-        let (q, k, v) = (var(&[2, 9, 24], 0), var(&[2, 13, 24], 1), var(&[2, 13, 24], 2));
-        for mask in [Mask::None, Mask::Causal, Mask::CausalPadded(vec![3, 13])] {
-            let ours = attention(&q, &k, &v, 3, &mask).unwrap();
-            let theirs = attention(&double(&q), &double(&k), &double(&v), 3, &mask).unwrap();
-            same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&q, &k, &v], 3e-6);
+        let qkv = var(&[2, 9, 72], 0);
+        for mask in [Mask::None, Mask::Causal, Mask::CausalPadded(vec![3, 9])] {
+            let ours = self_attention(&qkv, 3, &mask).unwrap();
+            same(&ours, &in_single(self_attention(&double(&qkv), 3, &mask)), &[&qkv], 3e-6);
         }
     }
 
     #[test]
+    fn the_decoupled_branch_equals_its_composition() {
+        let (qkv, text, user) = (var(&[2, 9, 72], 0), var(&[2, 13, 48], 1), var(&[2, 4, 48], 2));
+        let key_value = |xs: &Tensor| KeyValue::new(xs.clone());
+        for with_user in [false, true] {
+            let call = |change: fn(&Tensor) -> Tensor| {
+                let (text, user) = (key_value(&change(&text)), key_value(&change(&user)));
+                decoupled_attention(&change(&qkv), &text, with_user.then_some(&user), 3)
+            };
+            let (ours, theirs) = (call(|xs| xs.clone()).unwrap(), in_single(call(double)));
+            let all: [&Tensor; 3] = [&qkv, &text, &user];
+            same(&ours, &theirs, &all[..if with_user { 3 } else { 2 }], 3e-6);
+            if with_user {
+                // A frozen text changes nothing but its own gradient.
+                let frozen = key_value(&text.detach());
+                let ours = decoupled_attention(&qkv, &frozen, Some(&key_value(&user)), 3).unwrap();
+                same(&ours, &theirs, &[&qkv, &user], 3e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn two_softmaxes_are_two_attentions_added() {
+        let (qkv, text, user) = (var(&[2, 9, 72], 0), var(&[2, 13, 48], 1), var(&[2, 4, 48], 2));
+        let both = {
+            let (text, user) =
+                (KeyValue::new(text.as_tensor().clone()), KeyValue::new(user.as_tensor().clone()));
+            decoupled_attention(&qkv, &text, Some(&user), 3).unwrap()
+        };
+        let text = decoupled_attention(&qkv, &KeyValue::new(text.as_tensor().clone()), None, 3).unwrap();
+        // The user's part alone, head by head.
+        let heads = |xs: &Tensor, from: usize| {
+            let part = xs.narrow(2, from, 24).unwrap();
+            part.reshape((2, part.dim(1).unwrap(), 3, 8))
+                .unwrap()
+                .transpose(1, 2)
+                .unwrap()
+                .contiguous()
+                .unwrap()
+        };
+        let scores = (heads(&qkv, 0).matmul(&heads(&user, 0).t().unwrap()).unwrap() / 8f64.sqrt()).unwrap();
+        let weights = scores.exp().unwrap();
+        let weights = weights.broadcast_div(&weights.sum_keepdim(3).unwrap()).unwrap();
+        let part =
+            weights.matmul(&heads(&user, 24)).unwrap().transpose(1, 2).unwrap().reshape((2, 9, 24)).unwrap();
+        assert!(distance(&both, &(text + part).unwrap()) < 3e-6);
+    }
+
+    #[test]
     fn a_sample_is_the_same_alone_and_in_a_batch() {
-        let (q, k, v) = (var(&[5, 64, 128], 0), var(&[5, 92, 128], 1), var(&[5, 92, 128], 2));
-        let all = attention(&q, &k, &v, 4, &Mask::None).unwrap();
+        let (qkv, text) = (var(&[5, 64, 384], 0), var(&[5, 28, 256], 1));
+        let of = |qkv: &Tensor, text: &Tensor| {
+            decoupled_attention(qkv, &KeyValue::new(text.clone()), None, 4).unwrap()
+        };
+        let all = of(&qkv, &text);
         let one = |x: &Tensor| x.narrow(0, 3, 1).unwrap();
-        let alone = attention(&one(&q), &one(&k), &one(&v), 4, &Mask::None).unwrap();
-        assert_eq!(values(&alone), values(&one(&all)));
+        assert_eq!(values(&of(&one(&qkv), &one(&text))), values(&one(&all)));
+    }
+
+    #[test]
+    fn shapes_that_do_not_fit_are_refused() {
+        let qkv = var(&[2, 9, 72], 0);
+        assert!(self_attention(&qkv, 5, &Mask::None).is_err());
+        let text = KeyValue::new(var(&[2, 13, 40], 1).as_tensor().clone());
+        let error = decoupled_attention(&qkv, &text, None, 3).unwrap_err().to_string();
+        assert!(error.contains("[2, 13, 40]"), "{error}");
     }
 }

@@ -23,7 +23,7 @@ pub fn depthwise_conv3x3(xs: &Tensor, weight: &Tensor, bias: &Tensor) -> TensorR
         }
         return Ok(sum);
     }
-    xs.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Depthwise)
+    op::apply(Depthwise, &[xs, weight, bias])
 }
 
 struct Depthwise;
@@ -101,80 +101,91 @@ fn weight_gradient(dw: &mut [f32], (height, width): (usize, usize), x: &[f32], d
     });
 }
 
-impl CustomOp3 for Depthwise {
-    fn name(&self) -> &'static str {
-        "depthwise-conv3x3"
+impl Fused for Depthwise {
+    const NAME: &'static str = "depthwise-conv3x3";
+
+    fn shape(&self, [xs, weight, bias]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        match xs {
+            [_, _, _, channels] if weight == [*channels, 1, 3, 3] && bias == [*channels] => Ok(xs.into()),
+            _ => candle_core::bail!("depthwise-conv3x3: input {xs:?}, weight {weight:?}, bias {bias:?}"),
+        }
     }
 
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        xs_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> TensorResult<(CpuStorage, Shape)> {
-        let (_, height, width, channels) = xs_layout.shape().dims4()?;
-        if weight_layout.shape().dims() != [channels, 1, 3, 3] || bias_layout.shape().dims() != [channels] {
-            candle_core::bail!("depthwise-conv3x3: {channels} channels, weight {:?}", weight_layout.shape());
-        }
-        let x = slice::of(xs, xs_layout)?;
-        let w = by_tap(slice::of(weight, weight_layout)?, channels);
-        let b = slice::of(bias, bias_layout)?;
-        let sample = height * width * channels;
-        let mut out = vec![0f32; x.len()];
-        slice::by_rows(&mut out, sample, |first, out| {
-            for (y, x) in out.chunks_exact_mut(sample).zip(x[first * sample..].chunks_exact(sample)) {
-                y.chunks_exact_mut(channels).for_each(|y| y.copy_from_slice(b));
-                forward(y, (height, width), x, &w);
+    fn cpu(&self, [xs, weight, bias]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let Picture { size, channels, sample } = Picture::of(xs.dims);
+        let w = by_tap(&weight.data, channels);
+        slice::by_rows(out, sample, |first, out| {
+            for (y, x) in out.chunks_exact_mut(sample).zip(xs.data[first * sample..].chunks_exact(sample)) {
+                y.chunks_exact_mut(channels).for_each(|y| y.copy_from_slice(&bias.data));
+                forward(y, size, x, &w);
             }
         });
-        Ok((CpuStorage::F32(out), xs_layout.shape().clone()))
     }
 
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> TensorResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (_, height, width, channels) = xs.dims4()?;
-        let device = xs.device();
-        let sample = height * width * channels;
-        slice::with(&[xs, weight, grad], |slices| {
-            let [x, w, dy] = slices else { unreachable!("three tensors give three slices") };
-            let by_taps = by_tap(w, channels);
-            let mut dx = vec![0f32; x.len()];
-            slice::by_rows(&mut dx, sample, |first, dx| {
-                for (dx, dy) in dx.chunks_exact_mut(sample).zip(dy[first * sample..].chunks_exact(sample)) {
-                    backward(dx, (height, width), dy, &by_taps);
-                }
-            });
-            let dw = weight
-                .track_op()
-                .then(|| {
-                    super::counting::weight_gradient();
-                    let mut rows = vec![0f32; 9 * channels];
-                    for (x, dy) in x.chunks_exact(sample).zip(dy.chunks_exact(sample)) {
-                        weight_gradient(&mut rows, (height, width), x, dy);
-                    }
-                    let dw: Vec<f32> = (0..9 * channels).map(|i| rows[(i % 9) * channels + i / 9]).collect();
-                    Tensor::from_vec(dw, weight.shape(), device)
-                })
-                .transpose()?;
-            let db = bias
-                .track_op()
-                .then(|| {
-                    let mut db = vec![0f32; channels];
-                    slice::add_rows(&mut db, dy);
-                    Tensor::from_vec(db, channels, device)
-                })
-                .transpose()?;
-            Ok((Some(Tensor::from_vec(dx, xs.shape(), device)?), dw, db))
-        })?
+    fn gradients(&self, [xs, weight, bias]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+        Ok([
+            wanted(xs, || op::backward(DepthwiseInput, &[grad, weight]))?,
+            wanted(weight, || op::backward(DepthwiseWeight, &[grad, xs]))?,
+            wanted(bias, || op::backward(super::linear::ColumnSums, &[grad]))?,
+        ])
+    }
+}
+
+/// The axes of channels-last pictures.
+struct Picture {
+    /// Height and width.
+    size: (usize, usize),
+    channels: usize,
+    /// Elements of one picture.
+    sample: usize,
+}
+
+impl Picture {
+    fn of(dims: &[usize]) -> Self {
+        let (height, width, channels) = (dims[1], dims[2], dims[3]);
+        Self { size: (height, width), channels, sample: height * width * channels }
+    }
+}
+
+/// (dy, weight) to dx.
+struct DepthwiseInput;
+
+impl Fused for DepthwiseInput {
+    const NAME: &'static str = "depthwise-input";
+
+    fn shape(&self, [dy, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok(dy.into())
+    }
+
+    fn cpu(&self, [dy, weight, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let Picture { size, channels, sample } = Picture::of(dy.dims);
+        let w = by_tap(&weight.data, channels);
+        slice::by_rows(out, sample, |first, dx| {
+            for (dx, dy) in dx.chunks_exact_mut(sample).zip(dy.data[first * sample..].chunks_exact(sample)) {
+                backward(dx, size, dy, &w);
+            }
+        });
+    }
+}
+
+/// (dy, x) to the weight's gradient.
+struct DepthwiseWeight;
+
+impl Fused for DepthwiseWeight {
+    const NAME: &'static str = "depthwise-weight";
+
+    fn shape(&self, [dy, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok((dy[3], 1, 3, 3).into())
+    }
+
+    fn cpu(&self, [dy, xs, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        counting::weight_gradient();
+        let Picture { size, channels, sample } = Picture::of(dy.dims);
+        let mut rows = vec![0f32; 9 * channels];
+        for (x, dy) in xs.data.chunks_exact(sample).zip(dy.data.chunks_exact(sample)) {
+            weight_gradient(&mut rows, size, x, dy);
+        }
+        out.iter_mut().enumerate().for_each(|(i, dw)| *dw = rows[(i % 9) * channels + i / 9]);
     }
 }
 

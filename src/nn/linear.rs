@@ -23,8 +23,10 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> TensorResu
             None => Ok(ys),
         };
     }
-    let bias = bias.map_or_else(|| absent(xs), |b| b.contiguous())?;
-    xs.contiguous()?.apply_op3(&weight.contiguous()?, &bias, Linear)
+    match bias {
+        Some(bias) => op::apply(Linear, &[xs, weight, bias]),
+        None => op::apply(Linear, &[xs, weight]),
+    }
 }
 
 struct Linear;
@@ -59,80 +61,82 @@ fn affine(out: &mut [f32], (n, k): (usize, usize), x: &[f32], w: (usize, usize, 
     });
 }
 
-impl CustomOp3 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
+impl Fused for Linear {
+    const NAME: &'static str = "linear";
+
+    fn shape(&self, [xs, weight, bias]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        match (xs, weight) {
+            ([rows @ .., k], [n, columns]) if k == columns && (bias == [0] || bias == [*n]) => {
+                Ok([rows, &[*n]].concat().into())
+            }
+            _ => candle_core::bail!("linear: input {xs:?}, weight {weight:?}, bias {bias:?}"),
+        }
     }
 
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        xs_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> TensorResult<(CpuStorage, Shape)> {
-        let (n, k) = weight_layout.shape().dims2()?;
-        let mut shape = xs_layout.shape().dims().to_vec();
-        match shape.last_mut() {
-            Some(last) if *last == k => *last = n,
-            _ => candle_core::bail!("linear: input {shape:?} does not end in the weight's {k} columns"),
-        }
-        let (xs, weight, bias) =
-            (slice::of(xs, xs_layout)?, slice::of(weight, weight_layout)?, slice::of(bias, bias_layout)?);
-        if !bias.is_empty() && bias.len() != n {
-            candle_core::bail!("linear: the bias has {} values, the weight {n} rows", bias.len());
-        }
-        let mut out = vec![0f32; xs.len() / k * n];
-        affine(&mut out, (n, k), xs, (1, k, weight), bias);
-        Ok((CpuStorage::F32(out), shape.into()))
+    fn cpu(&self, [xs, weight, bias]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let (n, k) = (weight.dims[0], weight.dims[1]);
+        affine(out, (n, k), &xs.data, (1, k, &weight.data), &bias.data);
     }
 
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> TensorResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (n, k) = weight.dims2()?;
-        let device = xs.device();
-        slice::with(&[xs, weight, grad], |slices| {
-            let [x, w, dy] = slices else { unreachable!("three tensors give three slices") };
-            let rows = x.len() / k;
-            let dx = xs
-                .track_op()
-                .then(|| {
-                    let mut dx = vec![0f32; x.len()];
-                    affine(&mut dx, (k, n), dy, (k, 1, w), &[]);
-                    Tensor::from_vec(dx, xs.shape(), device)
-                })
-                .transpose()?;
-            let dw = weight
-                .track_op()
-                .then(|| {
-                    super::counting::weight_gradient();
-                    let mut dw = vec![0f32; n * k];
-                    let rhs = slice::Matrix { data: x, row: k, column: 1 };
-                    slice::by_rows(&mut dw, k, |first, dw| {
-                        let lhs = slice::Matrix { data: &dy[first..], row: 1, column: n };
-                        slice::gemm((dw.len() / k, k, rows), dw, k, false, 1.0, lhs, rhs);
-                    });
-                    Tensor::from_vec(dw, weight.shape(), device)
-                })
-                .transpose()?;
-            let db = bias
-                .track_op()
-                .then(|| {
-                    let mut db = vec![0f32; n];
-                    slice::add_rows(&mut db, dy);
-                    Tensor::from_vec(db, n, device)
-                })
-                .transpose()?;
-            Ok((dx, dw, db))
-        })?
+    fn gradients(&self, [xs, weight, bias]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+        Ok([
+            wanted(xs, || op::backward(LinearInput, &[grad, weight]))?,
+            wanted(weight, || op::backward(LinearWeight, &[grad, xs]))?,
+            wanted(bias, || op::backward(ColumnSums, &[grad]))?,
+        ])
+    }
+}
+
+/// (dy, weight) to dx: the only product of the way back through a frozen map.
+struct LinearInput;
+
+impl Fused for LinearInput {
+    const NAME: &'static str = "linear-input";
+
+    fn shape(&self, [dy, weight, _]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok([&dy[..dy.len() - 1], &weight[1..]].concat().into())
+    }
+
+    fn cpu(&self, [dy, weight, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let (n, k) = (weight.dims[0], weight.dims[1]);
+        affine(out, (k, n), &dy.data, (k, 1, &weight.data), &[]);
+    }
+}
+
+/// (dy, x) to the weight's gradient.
+struct LinearWeight;
+
+impl Fused for LinearWeight {
+    const NAME: &'static str = "linear-weight";
+
+    fn shape(&self, [dy, xs, _]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok((dy[dy.len() - 1], xs[xs.len() - 1]).into())
+    }
+
+    fn cpu(&self, [dy, xs, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        counting::weight_gradient();
+        let (n, k) = (dy.dims[dy.dims.len() - 1], xs.dims[xs.dims.len() - 1]);
+        let rows = xs.data.len() / k;
+        let rhs = slice::Matrix { data: &xs.data, row: k, column: 1 };
+        slice::by_rows(out, k, |first, dw| {
+            let lhs = slice::Matrix { data: &dy.data[first..], row: 1, column: n };
+            slice::gemm((dw.len() / k, k, rows), dw, k, false, 1.0, lhs, rhs);
+        });
+    }
+}
+
+/// The sums of the last axis's columns: a bias's gradient.
+pub(super) struct ColumnSums;
+
+impl Fused for ColumnSums {
+    const NAME: &'static str = "column-sums";
+
+    fn shape(&self, [dy, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok(dy[dy.len() - 1].into())
+    }
+
+    fn cpu(&self, [dy, ..]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        slice::add_rows(out, &dy.data);
     }
 }
 

@@ -8,26 +8,30 @@
 //! made by the same instructions in the same order. What this module does not do: choose an architecture, own a
 //! parameter, or touch a file.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Shape, Tensor};
+use candle_core::{Shape, Tensor};
 
 use crate::error::Error;
+use op::{ARGUMENTS, Argument, Fused, Gradients, is_fused, wanted};
 
 mod activation;
 mod adamw;
 mod attention;
 mod conv;
 pub mod counting;
+mod error;
 mod learning_rate;
 mod linear;
 mod modulate;
 mod norm;
+mod op;
 mod slice;
 pub mod workers;
 
 pub use activation::{gelu_erf, quick_gelu, silu};
 pub use adamw::{AdamW, AdamWConfig, clip_gradients};
-pub use attention::{KeyValue, Mask, attention};
+pub use attention::{KeyValue, Mask, decoupled_attention, self_attention};
 pub use conv::{depth_to_space, depthwise_conv3x3, space_to_depth};
+pub use error::squared_error;
 pub use learning_rate::{Decay, LearningRate, Warmup};
 pub use linear::linear;
 pub use modulate::modulate;
@@ -57,16 +61,6 @@ impl From<Error> for candle_core::Error {
 
 /// The result of an operation on tensors.
 pub type TensorResult<T = Tensor> = candle_core::Result<T>;
-
-/// Stands in for an absent optional argument of a three-argument custom operation.
-fn absent(like: &Tensor) -> TensorResult {
-    Tensor::zeros(0, like.dtype(), like.device())
-}
-
-/// True where the fused operations can run: single precision on the CPU.
-fn is_fused(xs: &Tensor) -> bool {
-    xs.device().is_cpu() && xs.dtype() == candle_core::DType::F32
-}
 
 #[cfg(test)]
 pub(crate) mod testing;

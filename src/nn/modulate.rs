@@ -15,7 +15,7 @@ pub fn modulate(xs: &Tensor, scale: &Tensor, shift: &Tensor) -> TensorResult {
     if !is_fused(xs) {
         return xs.broadcast_mul(&(scale + 1.0)?.unsqueeze(1)?)?.broadcast_add(&shift.unsqueeze(1)?);
     }
-    xs.contiguous()?.apply_op3(&scale.contiguous()?, &shift.contiguous()?, Modulate)
+    op::apply(Modulate, &[xs, scale, shift])
 }
 
 struct Modulate;
@@ -52,55 +52,46 @@ fn sums(da: &mut [f32], db: &mut [f32], (positions, width): (usize, usize), x: &
     }
 }
 
-impl CustomOp3 for Modulate {
-    fn name(&self) -> &'static str {
-        "modulate"
-    }
+impl Fused for Modulate {
+    const NAME: &'static str = "modulate";
 
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        xs_layout: &Layout,
-        scale: &CpuStorage,
-        scale_layout: &Layout,
-        shift: &CpuStorage,
-        shift_layout: &Layout,
-    ) -> TensorResult<(CpuStorage, Shape)> {
-        let (batch, positions, width) = xs_layout.shape().dims3()?;
-        if scale_layout.shape().dims() != [batch, width] || shift_layout.shape().dims() != [batch, width] {
-            candle_core::bail!("modulate: input {:?}, scale {:?}", xs_layout.shape(), scale_layout.shape());
+    fn shape(&self, [xs, scale, shift]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        match xs {
+            [batch, _, width] if scale == [*batch, *width] && shift == scale => Ok(xs.into()),
+            _ => candle_core::bail!("modulate: input {xs:?}, scale {scale:?}, shift {shift:?}"),
         }
-        let x = slice::of(xs, xs_layout)?;
-        let (scale, shift) = (slice::of(scale, scale_layout)?, slice::of(shift, shift_layout)?);
-        let mut out = vec![0f32; x.len()];
-        slice::by_rows(&mut out, width, |first, out| {
-            forward(out, first, (positions, width), x, scale, shift)
-        });
-        Ok((CpuStorage::F32(out), xs_layout.shape().clone()))
     }
 
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        scale: &Tensor,
-        shift: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> TensorResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (batch, positions, width) = xs.dims3()?;
-        let device = xs.device();
-        slice::with(&[xs, scale, grad], |slices| {
-            let [x, a, dy] = slices else { unreachable!("three tensors give three slices") };
-            let mut dx = vec![0f32; x.len()];
-            let none = vec![0f32; a.len()];
-            slice::by_rows(&mut dx, width, |first, dx| forward(dx, first, (positions, width), dy, a, &none));
-            let (mut da, mut db) = (vec![0f32; batch * width], vec![0f32; batch * width]);
-            if scale.track_op() || shift.track_op() {
-                sums(&mut da, &mut db, (positions, width), x, dy);
-            }
-            let of = |t: &Tensor, g| t.track_op().then(|| Tensor::from_vec(g, t.shape(), device)).transpose();
-            Ok((Some(Tensor::from_vec(dx, xs.shape(), device)?), of(scale, da)?, of(shift, db)?))
-        })?
+    fn cpu(&self, [xs, scale, shift]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let (positions, width) = (xs.dims[1], xs.dims[2]);
+        slice::by_rows(out, width, |first, out| {
+            forward(out, first, (positions, width), &xs.data, &scale.data, &shift.data);
+        });
+    }
+
+    fn gradients(&self, [xs, scale, shift]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+        let dx = wanted(xs, || op::backward(Self, &[grad, scale, &scale.zeros_like()?]))?;
+        if !scale.track_op() && !shift.track_op() {
+            return Ok([dx, None, None]);
+        }
+        let both = op::backward(ModulateSums, &[xs, grad])?; // (2, B, C)
+        Ok([dx, wanted(scale, || both.get(0))?, wanted(shift, || both.get(1))?])
+    }
+}
+
+/// (x, dy) to the gradients of scale and shift, (2, B, C).
+struct ModulateSums;
+
+impl Fused for ModulateSums {
+    const NAME: &'static str = "modulate-sums";
+
+    fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok((2, xs[0], xs[2]).into())
+    }
+
+    fn cpu(&self, [xs, dy, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let (da, db) = out.split_at_mut(out.len() / 2);
+        sums(da, db, (xs.dims[1], xs.dims[2]), &xs.data, &dy.data);
     }
 }
 

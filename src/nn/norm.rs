@@ -21,11 +21,11 @@ pub fn layer_norm(xs: &Tensor, affine: Option<(&Tensor, &Tensor)>, eps: f64) -> 
             None => Ok(ys),
         };
     }
-    let (weight, bias) = match affine {
-        Some((weight, bias)) => (weight.contiguous()?, bias.contiguous()?),
-        None => (absent(xs)?, absent(xs)?),
-    };
-    xs.contiguous()?.apply_op3(&weight, &bias, LayerNorm { eps: eps as f32 })
+    let op = LayerNorm { eps: eps as f32 };
+    match affine {
+        Some((weight, bias)) => op::apply(op, &[xs, weight, bias]),
+        None => op::apply(op, &[xs]),
+    }
 }
 
 struct LayerNorm {
@@ -87,58 +87,72 @@ fn affine_gradients(dw: &mut [f32], db: &mut [f32], x: &[f32], dy: &[f32], eps: 
     }
 }
 
-impl CustomOp3 for LayerNorm {
-    fn name(&self) -> &'static str {
-        "layer-norm"
-    }
+impl Fused for LayerNorm {
+    const NAME: &'static str = "layer-norm";
 
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        xs_layout: &Layout,
-        weight: &CpuStorage,
-        weight_layout: &Layout,
-        bias: &CpuStorage,
-        bias_layout: &Layout,
-    ) -> TensorResult<(CpuStorage, Shape)> {
-        let width = xs_layout.shape().dims().last().copied().unwrap_or(0);
-        let x = slice::of(xs, xs_layout)?;
-        let (w, b) = (slice::of(weight, weight_layout)?, slice::of(bias, bias_layout)?);
-        if width == 0 || w.len() != b.len() || (!w.is_empty() && w.len() != width) {
-            candle_core::bail!("layer-norm: rows of {width}, {} weights and {} biases", w.len(), b.len());
-        }
-        let mut out = vec![0f32; x.len()];
-        slice::by_rows(&mut out, width, |first, out| {
-            normalise(out, width, &x[first * width..], w, b, self.eps);
-        });
-        Ok((CpuStorage::F32(out), xs_layout.shape().clone()))
-    }
-
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        weight: &Tensor,
-        bias: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> TensorResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let width = xs.dim(candle_core::D::Minus1)?;
-        let device = xs.device();
-        slice::with(&[xs, weight, grad], |slices| {
-            let [x, w, dy] = slices else { unreachable!("three tensors give three slices") };
-            let mut dx = vec![0f32; x.len()];
-            slice::by_rows(&mut dx, width, |first, dx| {
-                let from = first * width;
-                normalise_backward(dx, width, &x[from..], w, &dy[from..], self.eps);
-            });
-            let (mut dw, mut db) = (vec![0f32; w.len()], vec![0f32; w.len()]);
-            if weight.track_op() || bias.track_op() {
-                affine_gradients(&mut dw, &mut db, x, dy, self.eps);
+    fn shape(&self, [xs, weight, bias]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        match xs {
+            [.., width] if *width > 0 && weight == bias && (weight == [0] || weight == [*width]) => {
+                Ok(xs.into())
             }
-            let dx = Tensor::from_vec(dx, xs.shape(), device)?;
-            let of = |t: &Tensor, g| t.track_op().then(|| Tensor::from_vec(g, width, device)).transpose();
-            Ok((Some(dx), of(weight, dw)?, of(bias, db)?))
-        })?
+            _ => candle_core::bail!("layer-norm: input {xs:?}, weight {weight:?}, bias {bias:?}"),
+        }
+    }
+
+    fn cpu(&self, [xs, weight, bias]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let width = xs.dims[xs.dims.len() - 1];
+        slice::by_rows(out, width, |first, out| {
+            normalise(out, width, &xs.data[first * width..], &weight.data, &bias.data, self.eps);
+        });
+    }
+
+    fn gradients(&self, [xs, weight, bias]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+        let eps = self.eps;
+        let dx = wanted(xs, || op::backward(LayerNormBackward { eps }, &[xs, grad, weight]))?;
+        if !weight.track_op() && !bias.track_op() {
+            return Ok([dx, None, None]);
+        }
+        let both = op::backward(LayerNormAffine { eps }, &[xs, grad])?; // (2, C)
+        Ok([dx, wanted(weight, || both.get(0))?, wanted(bias, || both.get(1))?])
+    }
+}
+
+/// (x, dy, weight) to dx.
+struct LayerNormBackward {
+    eps: f32,
+}
+
+impl Fused for LayerNormBackward {
+    const NAME: &'static str = "layer-norm-backward";
+
+    fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok(xs.into())
+    }
+
+    fn cpu(&self, [xs, dy, weight]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let width = xs.dims[xs.dims.len() - 1];
+        slice::by_rows(out, width, |first, dx| {
+            let from = first * width;
+            normalise_backward(dx, width, &xs.data[from..], &weight.data, &dy.data[from..], self.eps);
+        });
+    }
+}
+
+/// (x, dy) to the gradients of weight and bias, (2, C).
+struct LayerNormAffine {
+    eps: f32,
+}
+
+impl Fused for LayerNormAffine {
+    const NAME: &'static str = "layer-norm-affine";
+
+    fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok((2, xs[xs.len() - 1]).into())
+    }
+
+    fn cpu(&self, [xs, dy, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let (dw, db) = out.split_at_mut(out.len() / 2);
+        affine_gradients(dw, db, &xs.data, &dy.data, self.eps);
     }
 }
 
@@ -160,7 +174,7 @@ pub fn grn(xs: &Tensor, gamma: &Tensor, beta: &Tensor) -> TensorResult {
         let scaled = xs.broadcast_mul(&norms.broadcast_div(&mean)?)?;
         return scaled.broadcast_mul(gamma)?.broadcast_add(beta)?.add(xs);
     }
-    xs.contiguous()?.apply_op3(&gamma.contiguous()?, &beta.contiguous()?, Grn)
+    op::apply(Grn, &[xs, gamma, beta])
 }
 
 const EPSILON: f64 = 1e-6;
@@ -222,79 +236,80 @@ fn respond_backward(dx: &mut [f32], x: &[f32], dy: &[f32], gamma: &[f32], produc
     }
 }
 
-impl CustomOp3 for Grn {
-    fn name(&self) -> &'static str {
-        "grn"
+impl Fused for Grn {
+    const NAME: &'static str = "grn";
+
+    fn shape(&self, [xs, gamma, beta]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        match xs {
+            [_, _, width] if gamma == [*width] && beta == [*width] => Ok(xs.into()),
+            _ => candle_core::bail!("grn: input {xs:?}, gamma {gamma:?}, beta {beta:?}"),
+        }
     }
 
-    fn cpu_fwd(
-        &self,
-        xs: &CpuStorage,
-        xs_layout: &Layout,
-        gamma: &CpuStorage,
-        gamma_layout: &Layout,
-        beta: &CpuStorage,
-        beta_layout: &Layout,
-    ) -> TensorResult<(CpuStorage, Shape)> {
-        let (_, positions, width) = xs_layout.shape().dims3()?;
-        let x = slice::of(xs, xs_layout)?;
-        let (gamma, beta) = (slice::of(gamma, gamma_layout)?, slice::of(beta, beta_layout)?);
-        if gamma.len() != width || beta.len() != width {
-            candle_core::bail!("grn: {width} channels, {} gammas and {} betas", gamma.len(), beta.len());
-        }
-        let sample = positions * width;
-        let mut out = vec![0f32; x.len()];
-        slice::by_rows(&mut out, sample, |first, out| {
-            for (y, x) in out.chunks_exact_mut(sample).zip(x[first * sample..].chunks_exact(sample)) {
-                respond(y, x, gamma, beta);
+    fn cpu(&self, [xs, gamma, beta]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let sample = xs.dims[1] * xs.dims[2];
+        slice::by_rows(out, sample, |first, out| {
+            for (y, x) in out.chunks_exact_mut(sample).zip(xs.data[first * sample..].chunks_exact(sample)) {
+                respond(y, x, &gamma.data, &beta.data);
             }
         });
-        Ok((CpuStorage::F32(out), xs_layout.shape().clone()))
     }
 
-    fn bwd(
-        &self,
-        xs: &Tensor,
-        gamma: &Tensor,
-        beta: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> TensorResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let (batch, positions, width) = xs.dims3()?;
-        let device = xs.device();
-        let sample = positions * width;
-        slice::with(&[xs, gamma, grad], |slices| {
-            let [x, gamma_, dy] = slices else { unreachable!("three tensors give three slices") };
-            let mut dx = vec![0f32; x.len()];
-            // Rows: per sample Σ_n dy·x, from which both dx and dγ follow.
-            let mut products = vec![0f32; batch * width];
-            let samples = x.chunks_exact(sample).zip(dy.chunks_exact(sample));
-            for (p, (x, dy)) in products.chunks_exact_mut(width).zip(samples) {
-                add_products(p, x, dy);
+    fn gradients(&self, [xs, gamma, beta]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+        Ok([
+            wanted(xs, || op::backward(GrnBackward, &[xs, grad, gamma]))?,
+            wanted(gamma, || op::backward(GrnGamma, &[xs, grad]))?,
+            wanted(beta, || op::backward(super::linear::ColumnSums, &[grad]))?,
+        ])
+    }
+}
+
+/// (x, dy, γ) to dx.
+struct GrnBackward;
+
+impl Fused for GrnBackward {
+    const NAME: &'static str = "grn-backward";
+
+    fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok(xs.into())
+    }
+
+    fn cpu(&self, [xs, dy, gamma]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let (width, sample) = (xs.dims[2], xs.dims[1] * xs.dims[2]);
+        slice::by_rows(out, sample, |first, dx| {
+            let mut products = vec![0f32; width]; // Σ_n dy·x
+            for (i, dx) in dx.chunks_exact_mut(sample).enumerate() {
+                let at = (first + i) * sample;
+                let (x, dy) = (&xs.data[at..at + sample], &dy.data[at..at + sample]);
+                products.fill(0.0);
+                add_products(&mut products, x, dy);
+                respond_backward(dx, x, dy, &gamma.data, &products);
             }
-            let products = &products;
-            slice::by_rows(&mut dx, sample, |first, dx| {
-                for (i, dx) in dx.chunks_exact_mut(sample).enumerate() {
-                    let b = first + i;
-                    let (x, dy) = (&x[b * sample..][..sample], &dy[b * sample..][..sample]);
-                    respond_backward(dx, x, dy, gamma_, &products[b * width..][..width]);
-                }
-            });
-            let (mut dgamma, mut dbeta) = (vec![0f32; width], vec![0f32; width]);
-            if gamma.track_op() {
-                for b in 0..batch {
-                    let (norms, mean) = response(&x[b * sample..][..sample], width);
-                    for c in 0..width {
-                        dgamma[c] += products[b * width + c] * norms[c] / mean;
-                    }
-                }
+        });
+    }
+}
+
+/// (x, dy) to the gradient of γ.
+struct GrnGamma;
+
+impl Fused for GrnGamma {
+    const NAME: &'static str = "grn-gamma";
+
+    fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok(xs[2].into())
+    }
+
+    fn cpu(&self, [xs, dy, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let (width, sample) = (xs.dims[2], xs.dims[1] * xs.dims[2]);
+        let mut products = vec![0f32; width];
+        for (x, dy) in xs.data.chunks_exact(sample).zip(dy.data.chunks_exact(sample)) {
+            products.fill(0.0);
+            add_products(&mut products, x, dy);
+            let (norms, mean) = response(x, width);
+            for ((out, product), norm) in out.iter_mut().zip(&products).zip(&norms) {
+                *out += product * norm / mean;
             }
-            if beta.track_op() {
-                slice::add_rows(&mut dbeta, dy);
-            }
-            let of = |t: &Tensor, g| t.track_op().then(|| Tensor::from_vec(g, t.shape(), device)).transpose();
-            Ok((Some(Tensor::from_vec(dx, xs.shape(), device)?), of(gamma, dgamma)?, of(beta, dbeta)?))
-        })?
+        }
     }
 }
 

@@ -1,32 +1,7 @@
-//! Contiguous slices of tensors, and the fixed-order reductions that all operations share.
+//! Slices cut over threads, and the fixed-order reductions that all operations share.
 
-use candle_core::{CpuStorage, Layout, Tensor};
 use multiversion::multiversion;
 use rayon::prelude::*;
-
-use super::TensorResult;
-
-/// The elements of a CPU tensor that is contiguous and `f32`.
-pub fn of<'a>(storage: &'a CpuStorage, layout: &Layout) -> TensorResult<&'a [f32]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
-        None => candle_core::bail!("a fused operation needs a contiguous argument"),
-    }
-}
-
-/// Calls `body` with the elements of each tensor.
-pub fn with<R>(tensors: &[&Tensor], body: impl FnOnce(&[&[f32]]) -> R) -> TensorResult<R> {
-    let contiguous = tensors.iter().map(|t| t.contiguous()).collect::<TensorResult<Vec<_>>>()?;
-    let guards: Vec<_> = contiguous.iter().map(Tensor::storage_and_layout).collect();
-    let slices = guards
-        .iter()
-        .map(|(storage, layout)| match &**storage {
-            candle_core::Storage::Cpu(storage) => of(storage, layout),
-            _ => candle_core::bail!("a fused operation needs its arguments on the CPU"),
-        })
-        .collect::<TensorResult<Vec<_>>>()?;
-    Ok(body(&slices))
-}
 
 /// Splits `out` into rows of `width` and calls `body(first_row, rows)` on one block of rows for each thread.
 pub fn by_rows(out: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
@@ -38,6 +13,32 @@ pub fn by_rows(out: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) +
     }
     let block = rows.div_ceil(threads);
     out.par_chunks_mut(block * width).enumerate().for_each(|(i, rows)| body(i * block, rows));
+}
+
+/// As [`by_rows`] for two results whose rows belong together: calls `body(row, first, second)` for each pair of rows.
+pub fn by_rows_of_two(
+    (first, second): (&mut [f32], &mut [f32]),
+    (width, other): (usize, usize),
+    body: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+) {
+    let rows = first.len() / width.max(1);
+    if rayon::current_num_threads().min(rows) <= 1 {
+        for i in 0..rows {
+            body(i, &mut first[i * width..][..width], &mut second[i * other..][..other]);
+        }
+        return;
+    }
+    // A second result of width 0 has no chunks: its rows are empty.
+    let mut empty = vec![[0f32; 0]; if other == 0 { rows } else { 0 }];
+    let seconds: Vec<&mut [f32]> = match other {
+        0 => empty.iter_mut().map(|row| &mut row[..]).collect(),
+        _ => second.chunks_exact_mut(other).collect(),
+    };
+    first
+        .par_chunks_exact_mut(width)
+        .zip(seconds)
+        .enumerate()
+        .for_each(|(i, (first, second))| body(i, first, second));
 }
 
 /// Adds up rows: `totals[c] += Σ rows[·][c]`.
@@ -103,6 +104,13 @@ pub struct Matrix<'a> {
     pub row: usize,
     /// Elements from one column to the next.
     pub column: usize,
+}
+
+impl Matrix<'_> {
+    /// Rows for columns.
+    pub fn transposed(self) -> Self {
+        Self { row: self.column, column: self.row, ..self }
+    }
 }
 
 /// `out (m, n) = [out +] lhs (m, k) · rhs (k, n)` on this thread; `out`'s rows are `out_row` elements apart.

@@ -14,12 +14,13 @@ use super::codec::training_picture;
 use super::manifest::{FILE as MANIFEST, Manifest, write_config};
 use super::trainer::{FormerPlan, Optimisation, Step, Trainer};
 use crate::base::{DenoiserConfig as Networks, conditioning_tokens, picture_tensor};
-use crate::diffusion::{Schedule, per_sample_error};
+use crate::diffusion::Schedule;
 use crate::error::Result;
 use crate::models::clip::{Activation, TextConfig, TextTower};
 use crate::models::latent_codec::LatentCodec;
 use crate::models::stage_c::{self, StageC};
 use crate::models::tokenizer::Tokenizer;
+use crate::nn;
 use crate::rng::{Stream, stream};
 use crate::scenes::{ObjectWeights, words};
 use crate::units::Seed;
@@ -194,7 +195,7 @@ impl Parts {
         let pred = self.denoiser.forward(&noised, &r, &key_values, None)?;
         let weights: Vec<f32> = timesteps.iter().map(|&t| self.schedule.p2_weight(t) as f32).collect();
         let weights = Tensor::from_vec(weights, count, latents.device())?;
-        Ok((per_sample_error(&pred, &noise)? * weights)?.mean_all()?)
+        Ok((nn::squared_error(&pred, &noise)? * weights)?.mean_all()?)
     }
 }
 

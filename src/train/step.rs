@@ -7,11 +7,10 @@
 use candle_core::{DType, Device, Tensor, Var};
 
 use super::Step;
-use crate::diffusion::per_sample_error;
 use crate::error::{Error, Result};
 use crate::models::stage_c::StageC;
 use crate::nn::workers::Workers;
-use crate::nn::{AdamW, AdamWConfig, KeyValue, clip_gradients};
+use crate::nn::{self, AdamW, AdamWConfig, KeyValue, clip_gradients};
 use crate::objective::{self, BatchErrors, Coefficients, Loss, Needs};
 use crate::weights::Trainable;
 
@@ -161,13 +160,13 @@ impl MicroBatch {
     fn predict(&self, denoiser: &StageC, needs: Needs) -> Result<Predicted> {
         let Self { noised, noise, timestep, text, user, reference } = self;
         let pairs = noised.dim(0)? / if needs.rejected { 2 } else { 1 };
-        let errors = per_sample_error(&denoiser.forward(noised, timestep, text, Some(user))?, noise)?;
+        let errors = nn::squared_error(&denoiser.forward(noised, timestep, text, Some(user))?, noise)?;
         let reference = match reference {
             _ if !needs.reference => Vec::new(),
             Some(known) => known.clone(),
             None => {
                 let errors =
-                    host(&per_sample_error(&denoiser.forward(noised, timestep, text, None)?, noise)?)?;
+                    host(&nn::squared_error(&denoiser.forward(noised, timestep, text, None)?, noise)?)?;
                 let rejected = |pair: usize| errors.get(pairs + pair).copied().unwrap_or(f64::NAN);
                 (0..pairs).map(|pair| [errors[pair], rejected(pair)]).collect()
             }

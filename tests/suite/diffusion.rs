@@ -4,7 +4,8 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
-use ppd::diffusion::{Sampler, SamplerConfig, Schedule, Target, guide_batch, per_sample_error};
+use ppd::diffusion::{Sampler, SamplerConfig, Schedule, Target, guide_batch};
+use ppd::nn;
 use ppd::units::{GuidanceScale, LogSnr, Timestep};
 
 type Golden = HashMap<String, Tensor>;
@@ -146,7 +147,7 @@ fn training_equals_stability_code() {
     let alphas: Vec<f64> = drawn.iter().map(|&t| schedule.alpha_cumprod(t)).collect();
     let target = Target::Epsilon.of(&golden["x0"], &golden["epsilon"], &alphas).unwrap();
     assert_eq!(max_difference(&target, &golden["target"]), 0.0);
-    assert!(numbers(&per_sample_error(&target, &golden["target"]).unwrap()).iter().all(|&e| e == 0.0));
+    assert!(numbers(&nn::squared_error(&target, &golden["target"]).unwrap()).iter().all(|&e| e == 0.0));
 }
 
 /// The final latents of a sampler whose denoiser is exact for latents drawn from N(mean, deviation²): they are affine in

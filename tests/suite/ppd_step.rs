@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use ppd::adapter::{Adapter, Config};
-use ppd::diffusion::{Schedule, per_sample_error};
+use ppd::diffusion::Schedule;
 use ppd::models::stage_c::{self, KeyValue, StageC};
-use ppd::nn::{AdamW, AdamWConfig, LearningRate};
+use ppd::nn::{self, AdamW, AdamWConfig, LearningRate};
 use ppd::objective::{self, BatchErrors, dpo};
 use ppd::units::{Beta, Seed, Timestep};
 use ppd::weights::{Trainable, Weights};
@@ -76,7 +76,8 @@ impl Batch {
     /// The errors on the chosen and the rejected images.
     fn errors(&self, model: &StageC, user: Option<&[KeyValue]>) -> [Tensor; 2] {
         self.noised.each_ref().map(|noised| {
-            per_sample_error(&model.forward(noised, &self.r, &self.text, user).unwrap(), &self.noise).unwrap()
+            nn::squared_error(&model.forward(noised, &self.r, &self.text, user).unwrap(), &self.noise)
+                .unwrap()
         })
     }
 }

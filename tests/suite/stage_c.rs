@@ -123,7 +123,9 @@ fn user_branch(adapters: &BTreeMap<String, Var>, user: &Tensor) -> Vec<KeyValue>
     config()
         .attention_blocks()
         .iter()
-        .map(|(block, _)| KeyValue { key: map(block, "to_k_ip"), value: map(block, "to_v_ip") })
+        .map(|(block, _)| {
+            KeyValue::new(Tensor::cat(&[map(block, "to_k_ip"), map(block, "to_v_ip")], 2).unwrap())
+        })
         .collect()
 }
 

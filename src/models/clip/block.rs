@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
 
+use super::super::blocks::SideBySide;
 use super::config::Activation;
 use crate::error::Result;
 use crate::nn::{self, Mask};
@@ -68,9 +69,8 @@ pub struct BlockConfig {
 #[derive(Debug, Clone)]
 pub struct Block {
     layer_norm1: LayerNorm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    /// Queries, keys and values in one product.
+    qkv_proj: SideBySide,
     out_proj: Linear,
     layer_norm2: LayerNorm,
     fc1: Linear,
@@ -90,27 +90,25 @@ impl Block {
             Layout::OpenClip => ["ln_1", "ln_2", "attn", "mlp.c_fc", "mlp.c_proj"],
         };
         let attention = vb.pp(attention);
-        let [q_proj, k_proj, v_proj] = match layout {
-            Layout::HuggingFace => {
-                let part = |name: &str| Linear::new(width, width, narrow, attention.pp(name));
-                [part("q_proj")?, part("k_proj")?, part("v_proj")?]
-            }
-            Layout::OpenClip => {
-                let weight =
-                    attention.get_with_hints((3 * width, width), "in_proj_weight", normal(narrow))?;
-                let bias = attention.get_with_hints(3 * width, "in_proj_bias", Init::Const(0.0))?;
-                let part = |i: usize| -> Result<Linear> {
-                    let bias = Some(bias.narrow(0, i * width, width)?);
-                    Ok(Linear { weight: weight.narrow(0, i * width, width)?, bias })
-                };
-                [part(0)?, part(1)?, part(2)?]
-            }
+        let qkv_proj = match layout {
+            Layout::HuggingFace => ["q_proj", "k_proj", "v_proj"]
+                .into_iter()
+                .map(|name| {
+                    let vb = attention.pp(name);
+                    Ok((
+                        vb.get_with_hints((width, width), "weight", normal(narrow))?,
+                        vb.get_with_hints(width, "bias", Init::Const(0.0))?,
+                    ))
+                })
+                .collect::<Result<_>>()?,
+            Layout::OpenClip => vec![(
+                attention.get_with_hints((3 * width, width), "in_proj_weight", normal(narrow))?,
+                attention.get_with_hints(3 * width, "in_proj_bias", Init::Const(0.0))?,
+            )],
         };
         Ok(Self {
             layer_norm1: LayerNorm::new(width, cfg.eps, vb.pp(norm1))?,
-            q_proj,
-            k_proj,
-            v_proj,
+            qkv_proj: SideBySide::new(qkv_proj)?,
             out_proj: Linear::new(width, width, wide, attention.pp("out_proj"))?,
             layer_norm2: LayerNorm::new(width, cfg.eps, vb.pp(norm2))?,
             fc1: Linear::new(width, inner, (2.0 * width as f64).powf(-0.5), vb.pp(first))?,
@@ -130,9 +128,8 @@ impl Block {
 
     pub fn forward(&self, xs: &Tensor, mask: &Mask) -> Result<Tensor> {
         let normed = self.layer_norm1.forward(xs)?;
-        let (q, k, v) =
-            (self.q_proj.forward(&normed)?, self.k_proj.forward(&normed)?, self.v_proj.forward(&normed)?);
-        let xs = (xs + self.out_proj.forward(&nn::attention(&q, &k, &v, self.heads, mask)?)?)?;
+        let mixed = nn::self_attention(&self.qkv_proj.forward(&normed)?, self.heads, mask)?;
+        let xs = (xs + self.out_proj.forward(&mixed)?)?;
         let inner = self.fc1.forward(&self.layer_norm2.forward(&xs)?)?;
         let inner = match self.act {
             Activation::Gelu => nn::gelu_erf(&inner)?,

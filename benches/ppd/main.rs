@@ -1,0 +1,92 @@
+//! Times what the program spends its hours in and prints one JSON object a measurement, in the form that
+//! `benches/torch/twin.py` prints PyTorch's: `benches/side_by_side.py` runs the two in turn and compares them.
+//!
+//! ```sh
+//! cargo bench --bench ppd -- --list
+//! cargo bench --bench ppd -- step sample --inputs DIR --threads 2     # DIR: `twin.py --export DIR`
+//! cargo bench --bench ppd -- linear attention bca
+//! ```
+
+mod measured;
+mod ops;
+mod stage_c;
+mod statistics;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+
+use measured::Measured;
+
+/// As in the program: its allocator is part of its speed.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+struct Arguments {
+    /// The measurements, all where none is named
+    names: Vec<String>,
+    /// Prints their names
+    #[arg(long)]
+    list: bool,
+    /// The folder that the PyTorch twin exported; `step`, `step-cached` and `sample` need it
+    #[arg(long)]
+    inputs: Option<PathBuf>,
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// Measured repetitions of each, after those that warm up
+    #[arg(long, default_value_t = 5)]
+    reps: usize,
+    /// Sampler steps
+    #[arg(long, default_value_t = 30)]
+    steps: usize,
+    /// Passed by cargo
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+impl Arguments {
+    fn inputs(&self) -> Result<&PathBuf> {
+        self.inputs.as_ref().context("this measurement needs --inputs, the folder that twin.py --export made")
+    }
+}
+
+type Bench = fn(&Arguments) -> Result<Measured>;
+
+const BENCHES: &[(&str, Bench)] = &[
+    ("step", |a| stage_c::step(a.inputs()?, a.threads, a.reps, false)),
+    ("step-cached", |a| stage_c::step(a.inputs()?, a.threads, a.reps, true)),
+    ("sample", |a| stage_c::sample(a.inputs()?, a.threads, a.reps, a.steps)),
+    ("linear", |a| ops::linear(a.threads, a.reps)),
+    ("pointwise-conv", |a| ops::pointwise_conv(a.threads, a.reps)),
+    ("depthwise-conv", |a| ops::depthwise_conv(a.threads, a.reps)),
+    ("layer-norm", |a| ops::layer_norm(a.threads, a.reps)),
+    ("grn", |a| ops::grn(a.threads, a.reps)),
+    ("gelu", |a| ops::gelu(a.threads, a.reps)),
+    ("modulate", |a| ops::modulate(a.threads, a.reps)),
+    ("attention", |a| ops::attention(a.threads, a.reps)),
+    ("squared-error", |a| ops::squared_error(a.threads, a.reps)),
+    ("bca", |a| statistics::bca(a.threads, a.reps)),
+];
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    if arguments.list {
+        BENCHES.iter().for_each(|(name, _)| println!("{name}"));
+        return Ok(());
+    }
+    if let Some(unknown) = arguments.names.iter().find(|name| !BENCHES.iter().any(|(known, _)| known == name))
+    {
+        anyhow::bail!("unknown measurement {unknown:?}; --list prints the known ones");
+    }
+    // SAFETY: no other thread runs yet.
+    unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    rayon::ThreadPoolBuilder::new().num_threads(arguments.threads).build_global()?;
+    for (name, bench) in BENCHES {
+        if arguments.names.is_empty() || arguments.names.iter().any(|asked| asked == name) {
+            bench(&arguments).with_context(|| (*name).to_owned())?.print(name);
+        }
+    }
+    Ok(())
+}

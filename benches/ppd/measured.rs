@@ -1,0 +1,53 @@
+//! One measurement and the line that it prints.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+/// Repetitions that are not counted.
+const WARM: usize = 2;
+
+/// What was measured.
+pub struct Measured {
+    /// Everything that must agree with the twin's before a ratio means something: shapes, dtype, threads, device.
+    pub shape: Value,
+    /// Seconds of each counted repetition.
+    pub seconds: Vec<f64>,
+    /// A few numbers of the result, which the twin's must equal.
+    pub check: Vec<f64>,
+}
+
+impl Measured {
+    /// Prints it as one JSON object, with the process's peak memory.
+    pub fn print(&self, name: &str) {
+        let Self { shape, seconds, check } = self;
+        let line = json!({
+            "bench": name, "program": "ppd", "shape": shape, "seconds": seconds, "check": check,
+            "peak_bytes": peak_bytes(),
+        });
+        println!("{line}");
+    }
+}
+
+/// Seconds of each of `reps` calls, after some that warm up, and what the first call gave.
+pub fn time<R>(reps: usize, mut call: impl FnMut() -> Result<R>) -> Result<(Vec<f64>, R)> {
+    let first = call()?;
+    for _ in 1..WARM {
+        call()?;
+    }
+    let mut seconds = Vec::with_capacity(reps);
+    for _ in 0..reps {
+        let begun = Instant::now();
+        call()?;
+        seconds.push(begun.elapsed().as_secs_f64());
+    }
+    Ok((seconds, first))
+}
+
+/// The most memory the process has held, where the system tells.
+fn peak_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(1024 * line.trim().trim_end_matches(" kB").parse::<u64>().ok()?)
+}

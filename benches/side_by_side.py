@@ -1,0 +1,185 @@
+"""Runs the measurements of `benches/ppd` and their PyTorch twins in turn, on one machine, and prints the ratios.
+
+    python -m venv VENV && VENV/bin/pip install -r benches/torch/requirements.txt
+    VENV/bin/python benches/side_by_side.py                  # all; just bench does the same
+    VENV/bin/python benches/side_by_side.py step sample --rounds 5
+
+Each round starts every measurement in a process of its own, ours and then theirs, so that what else the machine does
+strikes both. A ratio is printed only where shapes, dtype, threads and device agree and both computed the same numbers.
+Every measurement is appended to benches/results/<machine>.csv with the command that made it.
+"""
+
+import argparse
+import csv
+import datetime
+import json
+import pathlib
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TWIN = [sys.executable, str(ROOT / "benches/torch/twin.py")]
+
+# Ours, theirs, and the relative difference that the numbers they computed may have. A stored reference is compared with
+# PyTorch's ordinary step too, which computes it each time.
+ROWS = [
+    ("step", "step", 1e-4),
+    ("step-cached", "step-cached", 1e-4),
+    ("step-cached", "step", 1e-4),
+    ("sample", "sample", 1e-3),
+    ("linear", "linear", 1e-4),
+    ("pointwise-conv", "pointwise-conv", 1e-4),
+    ("depthwise-conv", "depthwise-conv", 1e-4),
+    ("layer-norm", "layer-norm", 1e-4),
+    ("grn", "grn", 1e-4),
+    ("gelu", "gelu", 1e-4),
+    ("modulate", "modulate", 1e-4),
+    ("attention", "attention", 1e-4),
+    ("squared-error", "squared-error", 1e-4),
+    ("bca", "bca", 1e-9),
+]
+NEED_INPUTS = {"step", "step-cached", "sample"}
+
+
+def output(command):
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{shlex.join(map(str, command))} failed with {done.returncode}")
+    return done.stdout
+
+
+def built():
+    """Builds our side and returns the program, so that cargo's own time is not in the way."""
+    lines = output(["cargo", "bench", "--locked", "--bench", "ppd", "--no-run", "--message-format", "json"])
+    for line in map(json.loads, lines.splitlines()):
+        if line.get("target", {}).get("name") == "ppd" and "bench" in line["target"]["kind"]:
+            return [line["executable"]]
+    raise SystemExit("cargo built no bench named ppd")
+
+
+def machine():
+    """The processor's name and the number of cores that this process may use."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = names[0] if names else name
+    return name
+
+
+def why_not_comparable(ours, theirs, tolerance):
+    """What differs between two measurements, or None."""
+    keys = sorted(ours["shape"].keys() | theirs["shape"].keys())
+    for key in keys:
+        left, right = ours["shape"].get(key), theirs["shape"].get(key)
+        if left != right:
+            return f"{key} is {left} here and {right} there"
+    if len(ours["check"]) != len(theirs["check"]):
+        return "they computed different things"
+    for left, right in zip(ours["check"], theirs["check"]):
+        if not abs(left - right) <= tolerance * abs(right):
+            return f"results differ: {left:.8g} here, {right:.8g} there"
+    return None
+
+
+def summary(runs):
+    seconds = [second for run in runs for second in run["seconds"]]
+    return statistics.median(seconds), min(seconds), max(seconds)
+
+
+def milliseconds(median, low, high):
+    return f"{1e3 * median:.4g} ms ({1e3 * low:.4g}–{1e3 * high:.4g})"
+
+
+def append(path, rows):
+    fields = ["date", "commit", "machine", "bench", "program", "version", "median_s", "min_s", "max_s", "repetitions",
+              "peak_bytes", "shape", "command"]
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def versions():
+    from importlib.metadata import version
+
+    manifest = (ROOT / "Cargo.toml").read_text().splitlines()
+    ours = next(line.split('"')[1] for line in manifest if line.startswith("version"))
+    return {"ppd": ours, "torch": version("torch"), "scipy": version("scipy")}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="measurements of ours, all where none is named")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each side, in turn")
+    parser.add_argument("--reps", type=int, default=5, help="repetitions in each process")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-record", action="store_true", help="do not append to benches/results")
+    arguments = parser.parse_args()
+    known = {ours for ours, _, _ in ROWS}
+    for name in arguments.names:
+        if name not in known:
+            raise SystemExit(f"unknown measurement {name!r}; known: {', '.join(sorted(known))}")
+    rows = [row for row in ROWS if not arguments.names or row[0] in arguments.names]
+    wanted = {("ppd", ours) for ours, _, _ in rows} | {("torch", theirs) for _, theirs, _ in rows}
+    commands = {"ppd": built(), "torch": TWIN}
+    shown = {"ppd": "cargo bench --bench ppd --", "torch": "python benches/torch/twin.py"}
+    settings = ["--threads", str(arguments.threads), "--reps", str(arguments.reps)]
+    runs = {key: [] for key in wanted}
+    with tempfile.TemporaryDirectory() as folder:
+        if any(name in NEED_INPUTS for _, name in wanted):
+            output([*TWIN, "--export", folder])
+        for turn in range(arguments.rounds):
+            for program, name in sorted(wanted, key=lambda key: (key[1], key[0])):
+                print(f"round {turn + 1} of {arguments.rounds}: {name}, {program}", file=sys.stderr)
+                inputs = ["--inputs", folder] if name in NEED_INPUTS else []
+                runs[program, name].append(json.loads(output([*commands[program], name, *settings, *inputs])))
+
+    print(f"{machine()}, {arguments.threads} threads; median (fastest–slowest) of {arguments.rounds} × {arguments.reps}.\n")
+    print("| here | PyTorch / scipy | ppd | PyTorch / scipy | ratio | peak memory |")
+    print("| :-- | :-- | --: | --: | --: | --: |")
+    refused = 0
+    for ours, theirs, tolerance in rows:
+        left, right = runs["ppd", ours], runs["torch", theirs]
+        reason = why_not_comparable(left[0], right[0], tolerance)
+        if reason:
+            refused += 1
+            print(f"| {ours} | {theirs} | – | – | not comparable: {reason} | – |")
+            continue
+        mine, other = summary(left), summary(right)
+        each = sorted(summary([r])[0] / summary([l])[0] for l, r in zip(left, right))
+        memory = max(run["peak_bytes"] for run in left) / max(run["peak_bytes"] for run in right)
+        ratio = f"{other[0] / mine[0]:.2f} ({each[0]:.2f}–{each[-1]:.2f})"
+        print(f"| {ours} | {theirs} | {milliseconds(*mine)} | {milliseconds(*other)} | {ratio} | {memory:.2f} |")
+    print("\nRatio: their median over ours (of each round: least–greatest). Peak memory: ours over theirs, whole process.")
+
+    if not arguments.no_record:
+        commit = output(["git", "rev-parse", "--short", "HEAD"]).strip()
+        dirty = "+" if output(["git", "status", "--porcelain", "--untracked-files=no"]).strip() else ""
+        version = versions()
+        table = []
+        for (program, name), measured in sorted(runs.items()):
+            median, low, high = summary(measured)
+            library = "scipy" if (program, name) == ("torch", "bca") else program
+            inputs = ["--inputs", "DIR"] if name in NEED_INPUTS else []
+            table.append({
+                "date": datetime.date.today().isoformat(), "commit": commit + dirty, "machine": machine(),
+                "bench": name, "program": library, "version": version[library], "median_s": f"{median:.6g}",
+                "min_s": f"{low:.6g}", "max_s": f"{high:.6g}", "repetitions": arguments.rounds * arguments.reps,
+                "peak_bytes": max(run["peak_bytes"] or 0 for run in measured),
+                "shape": json.dumps(measured[0]["shape"]), "command": f"{shown[program]} {shlex.join([name, *settings, *inputs])}",
+            })
+        slug = "-".join(part for part in "".join(c if c.isalnum() else " " for c in machine().lower()).split())
+        append(ROOT / f"benches/results/{slug}.csv", table)
+    return 1 if refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

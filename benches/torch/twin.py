@@ -1,0 +1,417 @@
+"""PyTorch's, diffusers' and scipy's side of every measurement of `benches/ppd`: the same shapes, weights and numbers.
+
+    python benches/torch/twin.py --list
+    python benches/torch/twin.py --export DIR              # the model and inputs that step and sample share
+    python benches/torch/twin.py step sample --inputs DIR --threads 2
+
+Prints one JSON object a measurement, in the form that `benches/ppd` prints. Eager mode, float32, no torch.compile.
+"""
+
+import argparse
+import json
+import os
+import resource
+import time
+
+WARM = 2
+
+
+def timed(reps, call):
+    """Seconds of each of `reps` calls after those that warm up, and what the first gave."""
+    first = call()
+    for _ in range(WARM - 1):
+        call()
+    seconds = []
+    for _ in range(reps):
+        begun = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begun)
+    return seconds, first
+
+
+# ── Stage C ──
+
+PAIRS, SIDE, STEPS = 16, 16, 30
+TEXT_TOKENS, USER_TOKENS, TOKEN_WIDTH = 77, 8, 128
+BLOCKS = ["SDCascadeResBlock", "SDCascadeTimestepBlock", "SDCascadeAttnBlock"]
+
+
+class UserBranch:
+    """softmax(QK)V over [self; text] + softmax(QK_u)V_u, then to_out (the paper's Eq. 7)."""
+
+    def __init__(self, name, parameters, user):
+        self.name, self.parameters, self.user = name, parameters, user
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        import torch.nn.functional as F
+
+        batch, channels, height, width = hidden_states.shape
+        xs = hidden_states.view(batch, channels, height * width).transpose(1, 2)
+
+        def heads(tensor):
+            return tensor.view(batch, -1, attn.heads, channels // attn.heads).transpose(1, 2)
+
+        query = heads(attn.to_q(xs))
+        key, value = heads(attn.to_k(encoder_hidden_states)), heads(attn.to_v(encoder_hidden_states))
+        out = F.scaled_dot_product_attention(query, key, value)
+        if self.user["tokens"] is not None:
+            key = heads(F.linear(self.user["tokens"], self.parameters[self.name + "__k"]))
+            value = heads(F.linear(self.user["tokens"], self.parameters[self.name + "__v"]))
+            out = out + F.scaled_dot_product_attention(query, key, value)
+        out = attn.to_out[0](out.transpose(1, 2).reshape(batch, -1, channels))
+        return out.transpose(1, 2).reshape(batch, channels, height, width)
+
+
+class StageC:
+    """A small Stage C of all block types with its user branch, and the inputs of one batch; made by seed 0."""
+
+    def __init__(self):
+        import torch
+        from diffusers import DDPMWuerstchenScheduler
+        from diffusers.models import StableCascadeUNet
+        from diffusers.models.unets.unet_stable_cascade import SDCascadeAttnBlock
+
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*shape):
+            return torch.randn(*shape, generator=generator)
+
+        self.unet = StableCascadeUNet(
+            in_channels=16, out_channels=16, timestep_ratio_embedding_dim=64, patch_size=1,
+            conditioning_dim=128, block_out_channels=[128, 256], num_attention_heads=[2, 4],
+            down_num_layers_per_block=[2, 1], up_num_layers_per_block=[1, 2],
+            down_blocks_repeat_mappers=[1, 1], up_blocks_repeat_mappers=[1, 1],
+            block_types_per_layer=[BLOCKS, BLOCKS], clip_text_in_channels=128, clip_text_pooled_in_channels=128,
+            clip_image_in_channels=64, clip_seq=4, kernel_size=3, dropout=[0.1, 0.1], self_attn=True,
+            timestep_conditioning_type=["sca", "crp"], switch_level=[False],
+        ).eval()
+        with torch.no_grad():
+            for _, parameter in self.unet.named_parameters():
+                matrix = parameter.ndim in (2, 4) and parameter.shape[0] > 1
+                scale = 0.7 / parameter[0].numel() ** 0.5 if matrix else 0.05
+                parameter.copy_(draw(*parameter.shape) * scale)
+        self.unet.requires_grad_(False)
+        self.adapter, self.user = torch.nn.ParameterDict(), {"tokens": None}
+        for name, module in self.unet.named_modules():
+            if isinstance(module, SDCascadeAttnBlock):
+                name, width = name.replace(".", "_"), module.attention.to_q.out_features
+                key, value = draw(width, TOKEN_WIDTH) / TOKEN_WIDTH**0.5, draw(width, TOKEN_WIDTH) * 0.02
+                self.adapter[name + "__k"] = torch.nn.Parameter(key)
+                self.adapter[name + "__v"] = torch.nn.Parameter(value)
+                module.attention.set_processor(UserBranch(name, self.adapter, self.user))
+        latents = (PAIRS, 16, SIDE, SIDE)
+        self.inputs = {"x0w": draw(*latents), "x0l": draw(*latents), "eps": draw(*latents)}
+        self.inputs["r"] = torch.rand(PAIRS, generator=generator).clamp(0.02, 0.98)
+        self.inputs["text"] = draw(PAIRS, TEXT_TOKENS, 128)
+        self.inputs["pooled"] = draw(PAIRS, 1, 128)
+        self.inputs["img"] = torch.zeros(PAIRS, 1, 64)
+        self.inputs["user"] = draw(PAIRS, USER_TOKENS, TOKEN_WIDTH)
+        noises = torch.Generator().manual_seed(1)
+        self.inputs["noise"] = torch.stack([torch.randn(latents, generator=noises) for _ in range(STEPS)])
+        self.scheduler = DDPMWuerstchenScheduler()
+
+    def export(self, folder):
+        from safetensors.torch import save_file
+
+        self.unet.save_pretrained(folder)
+        adapter = {name.replace("__", "."): value.detach() for name, value in self.adapter.items()}
+        save_file(adapter, os.path.join(folder, "adapters.safetensors"))
+        save_file(self.inputs, os.path.join(folder, "inputs.safetensors"))
+
+    def assert_exported(self, folder):
+        """The other side reads the exported tensors: they must be these."""
+        import torch
+        from safetensors.torch import load_file
+
+        exported = load_file(os.path.join(folder, "inputs.safetensors"))
+        for name, value in self.inputs.items():
+            if name not in exported or not torch.equal(exported[name], value):
+                raise SystemExit(f"{folder}: {name} is not what this version draws; export the folder again")
+
+    def shape(self, threads):
+        inputs = {"latent": "x0w", "text": "text", "user": "user"}
+        shape = {name: list(self.inputs[key].shape) for name, key in inputs.items()}
+        return shape | {"dtype": "f32", "threads": threads, "device": "cpu"}
+
+
+def twice(tensor):
+    import torch
+
+    return torch.cat([tensor, tensor])
+
+
+def step(arguments, cached=False):
+    import torch
+    import torch.nn.functional as F
+
+    model = StageC()
+    model.assert_exported(arguments.inputs)
+    inputs, beta = model.inputs, 2000.0
+    optimiser = torch.optim.AdamW(model.adapter.parameters(), lr=1e-5)
+    losses, known = [], {}
+
+    def call():
+        noise = inputs["eps"]
+        with torch.no_grad():
+            noised = [model.scheduler.add_noise(inputs[name], noise, inputs["r"]) for name in ("x0w", "x0l")]
+            noised, target, timestep = torch.cat(noised), twice(noise), twice(inputs["r"])
+            conditions = {
+                "clip_text_pooled": twice(inputs["pooled"]),
+                "clip_text": twice(inputs["text"]),
+                "clip_img": twice(inputs["img"]),
+            }
+            if not (cached and "reference" in known):
+                model.user["tokens"] = None
+                reference = model.unet(noised, timestep, **conditions).sample
+                known["reference"] = (reference - target).pow(2).mean(dim=[1, 2, 3])
+        model.user["tokens"] = twice(inputs["user"])
+        predicted = model.unet(noised, timestep, **conditions).sample
+        chosen, rejected = (predicted - target).pow(2).mean(dim=[1, 2, 3]).chunk(2)
+        reference_chosen, reference_rejected = known["reference"].chunk(2)
+        inside = (chosen - rejected) - (reference_chosen - reference_rejected)
+        loss = -F.logsigmoid(-0.5 * beta * inside).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.adapter.parameters(), 1e9)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+
+    seconds, _ = timed(arguments.reps, call)
+    return model.shape(arguments.threads), seconds, losses[:3]
+
+
+def sample(arguments):
+    import torch
+
+    model = StageC()
+    model.assert_exported(arguments.inputs)
+    inputs = model.inputs
+    nothing = {name: torch.zeros_like(inputs[name]) for name in ("text", "pooled", "user")}
+
+    @torch.no_grad()
+    def call():
+        latents, scale = inputs["x0w"].clone(), 4.0
+        model.scheduler.set_timesteps(arguments.steps)
+        noises = torch.Generator().manual_seed(1)
+        conditions = {
+            "clip_text_pooled": torch.cat([inputs["pooled"], nothing["pooled"]]),
+            "clip_text": torch.cat([inputs["text"], nothing["text"]]),
+            "clip_img": twice(inputs["img"]),
+        }
+        model.user["tokens"] = torch.cat([inputs["user"], nothing["user"]])
+        for timestep in model.scheduler.timesteps[:-1]:
+            timestep = timestep.expand(PAIRS)
+            predicted = model.unet(twice(latents), twice(timestep), **conditions).sample
+            conditional, unconditional = predicted.chunk(2)
+            guided = torch.lerp(unconditional, conditional, scale)
+            latents = model.scheduler.step(guided, timestep, latents, generator=noises).prev_sample
+        return latents
+
+    seconds, latents = timed(arguments.reps, call)
+    shape = model.shape(arguments.threads) | {"steps": arguments.steps}
+    return shape, seconds, [latents.square().mean().item()]
+
+
+# ── operations ──
+
+BATCH, WIDTH, HEADS, TEXT, USER = 32, 256, 4, 85, 8
+
+
+def numbers(shape, salt):
+    """The same numbers in [−1, 1) as the other side's: a multiplicative hash of the index."""
+    import math
+
+    import numpy
+    import torch
+
+    index = numpy.arange(math.prod(shape), dtype=numpy.uint32)
+    mixed = index ^ numpy.uint32(salt * 0x9E3779B9 & 0xFFFFFFFF)
+    hashed = (mixed.astype(numpy.uint64) * 2654435761 & 0xFFFFFFFF).astype(numpy.uint32)
+    values = (hashed >> 8).astype(numpy.float32) / numpy.float32(8388608.0) - numpy.float32(1.0)
+    return torch.from_numpy(values).reshape(shape)
+
+
+def forward_and_backward(arguments, shape, variables, op):
+    """Forward and backward of `op` on variables of the given shapes; the gradient of the sum of squares goes back."""
+    inputs = [numbers(shape, salt).requires_grad_() for salt, shape in enumerate(variables, 1)]
+
+    def call():
+        for tensor in inputs:
+            tensor.grad = None
+        out = op(*inputs)
+        out.square().sum().backward()
+        return out.detach(), inputs[0].grad.clone()
+
+    seconds, (out, gradient) = timed(arguments.reps, call)
+    shape = shape | {"dtype": "f32", "threads": arguments.threads, "device": "cpu"}
+    return shape, seconds, [out.square().mean().item(), gradient.square().mean().item()]
+
+
+ROWS, POSITIONS, HIDDEN = [BATCH, SIDE, SIDE, WIDTH], [BATCH, SIDE * SIDE, WIDTH], [BATCH, SIDE * SIDE, 4 * WIDTH]
+
+
+def linear(arguments):
+    import torch.nn.functional as F
+
+    weight, bias = numbers([4 * WIDTH, WIDTH], 11), numbers([4 * WIDTH], 12)
+    shape = {"input": POSITIONS, "weight": list(weight.shape)}
+    return forward_and_backward(arguments, shape, [POSITIONS], lambda xs: F.linear(xs, weight, bias))
+
+
+def channels_first(op):
+    """Stage C's convolutions take channels first, and diffusers keeps its pictures so: the input is made that way."""
+    return lambda xs: op(xs.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def pointwise_conv(arguments):
+    import torch.nn.functional as F
+
+    weight, bias = numbers([WIDTH, WIDTH // 2], 11), numbers([WIDTH], 12)
+    rows = [BATCH, SIDE, SIDE, WIDTH // 2]
+    convolution = channels_first(lambda xs: F.conv2d(xs, weight[:, :, None, None], bias))
+    return forward_and_backward(arguments, {"input": rows, "weight": list(weight.shape)}, [rows], convolution)
+
+
+def depthwise_conv(arguments):
+    import torch.nn.functional as F
+
+    weight, bias = numbers([WIDTH, 1, 3, 3], 11), numbers([WIDTH], 12)
+    convolution = channels_first(lambda xs: F.conv2d(xs, weight, bias, padding=1, groups=WIDTH))
+    return forward_and_backward(arguments, {"input": ROWS, "weight": list(weight.shape)}, [ROWS], convolution)
+
+
+def layer_norm(arguments):
+    import torch.nn.functional as F
+
+    return forward_and_backward(
+        arguments, {"input": ROWS}, [ROWS], lambda xs: F.layer_norm(xs, (WIDTH,), eps=1e-6)
+    )
+
+
+def grn(arguments):
+    import torch
+
+    gamma, beta = numbers([4 * WIDTH], 11), numbers([4 * WIDTH], 12)
+
+    def response(xs):
+        norms = torch.norm(xs, p=2, dim=1, keepdim=True)
+        return gamma * (xs * (norms / (norms.mean(dim=-1, keepdim=True) + 1e-6))) + beta + xs
+
+    return forward_and_backward(arguments, {"input": HIDDEN}, [HIDDEN], response)
+
+
+def gelu(arguments):
+    import torch.nn.functional as F
+
+    return forward_and_backward(arguments, {"input": HIDDEN}, [HIDDEN], F.gelu)
+
+
+def modulate(arguments):
+    scale, shift = numbers([BATCH, WIDTH], 11)[:, None], numbers([BATCH, WIDTH], 12)[:, None]
+    return forward_and_backward(
+        arguments, {"input": POSITIONS}, [POSITIONS], lambda xs: xs * (1 + scale) + shift
+    )
+
+
+def attention(arguments):
+    import torch
+    import torch.nn.functional as F
+
+    rows, text_shape, user_shape = [BATCH, SIDE * SIDE, 3 * WIDTH], [BATCH, TEXT, 2 * WIDTH], [BATCH, USER, 2 * WIDTH]
+    text = numbers(text_shape, 11)
+
+    def heads(tensor):
+        return tensor.reshape(BATCH, -1, HEADS, WIDTH // HEADS).transpose(1, 2)
+
+    def both(qkv, user):
+        query, key, value = qkv.chunk(3, dim=-1)
+        text_key, text_value = text.chunk(2, dim=-1)
+        user_key, user_value = user.chunk(2, dim=-1)
+        key, value = torch.cat([key, text_key], dim=1), torch.cat([value, text_value], dim=1)
+        query = heads(query)
+        out = F.scaled_dot_product_attention(query, heads(key), heads(value))
+        out = out + F.scaled_dot_product_attention(query, heads(user_key), heads(user_value))
+        return out.transpose(1, 2).reshape(BATCH, -1, WIDTH)
+
+    shape = {"qkv": rows, "text": text_shape, "user": user_shape, "heads": HEADS}
+    return forward_and_backward(arguments, shape, [rows, user_shape], both)
+
+
+def squared_error(arguments):
+    rows = [BATCH, 16, 4 * SIDE, 4 * SIDE]
+    target = numbers(rows, 11)
+    return forward_and_backward(
+        arguments, {"input": rows}, [rows], lambda xs: (xs - target).pow(2).mean(dim=[1, 2, 3])
+    )
+
+
+# ── statistics ──
+
+
+def bca(arguments):
+    """scipy's BCa of the mean of all rows, which knows no clusters."""
+    import numpy
+    from scipy import stats
+
+    rows, resamples = 4896, 10_000
+    index = numpy.arange(rows, dtype=numpy.uint64)
+    values = ((index * 2654435761 & 0xFFFFFFFF) >> 8).astype(numpy.float64) / 16777216.0
+    seed = iter(range(1, 1000))
+
+    def call():
+        rng = numpy.random.default_rng(next(seed))
+        stats.bootstrap((values,), numpy.mean, n_resamples=resamples, method="BCa", rng=rng)
+        return values.mean()
+
+    seconds, mean = timed(arguments.reps, call)
+    shape = {"rows": rows, "resamples": resamples, "dtype": "f64", "threads": arguments.threads, "device": "cpu"}
+    return shape, seconds, [float(mean)]
+
+
+BENCHES = {
+    "step": step,
+    "step-cached": lambda arguments: step(arguments, cached=True),
+    "sample": sample,
+    "linear": linear,
+    "pointwise-conv": pointwise_conv,
+    "depthwise-conv": depthwise_conv,
+    "layer-norm": layer_norm,
+    "grn": grn,
+    "gelu": gelu,
+    "modulate": modulate,
+    "attention": attention,
+    "squared-error": squared_error,
+    "bca": bca,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="the measurements, all where none is named")
+    parser.add_argument("--list", action="store_true", help="print their names")
+    parser.add_argument("--export", metavar="DIR", help="write the model and inputs that step and sample share")
+    parser.add_argument("--inputs", metavar="DIR", help="that folder")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--reps", type=int, default=5, help="measured repetitions, after those that warm up")
+    parser.add_argument("--steps", type=int, default=STEPS, help="sampler steps")
+    arguments = parser.parse_args()
+    if arguments.list:
+        return print("\n".join(BENCHES))
+    if arguments.export:
+        return StageC().export(arguments.export)
+    unknown = [name for name in arguments.names if name not in BENCHES]
+    if unknown:
+        raise SystemExit(f"unknown measurement {unknown[0]!r}; --list prints the known ones")
+    for name in arguments.names or BENCHES:
+        if name != "bca":
+            import torch
+
+            torch.set_num_threads(arguments.threads)
+        shape, seconds, check = BENCHES[name](arguments)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        line = {"bench": name, "program": "torch", "shape": shape, "seconds": seconds, "check": check}
+        print(json.dumps(line | {"peak_bytes": peak}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

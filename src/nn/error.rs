@@ -1,0 +1,111 @@
+//! How far predictions are from their targets.
+
+use candle_core::D;
+use multiversion::multiversion;
+
+use super::*;
+
+/// Each sample's mean squared difference over all its elements.
+///
+/// # Shapes
+/// `pred` and `target` (B, …); result (B).
+///
+/// # Errors
+/// Where the shapes differ or there is no element.
+pub fn squared_error(pred: &Tensor, target: &Tensor) -> TensorResult {
+    if pred.dims() != target.dims() || pred.elem_count() == 0 {
+        candle_core::bail!("squared-error: predictions {:?}, targets {:?}", pred.dims(), target.dims());
+    }
+    if !is_fused(pred) {
+        return (pred - target)?.sqr()?.flatten_from(1)?.mean(D::Minus1);
+    }
+    op::apply(SquaredError, &[pred, target])
+}
+
+struct SquaredError;
+
+/// Elements that are summed in single precision; such sums are added in double.
+const BLOCK: usize = 4096;
+
+#[multiversion(targets = "simd")]
+fn mean_squares(x: &[f32], y: &[f32]) -> f32 {
+    let blocks = x.chunks(BLOCK).zip(y.chunks(BLOCK));
+    let total: f64 = blocks
+        .map(|(x, y)| {
+            f64::from(slice::sum(x.len(), |i| {
+                let difference = x[i] - y[i];
+                difference * difference
+            }))
+        })
+        .sum();
+    (total / x.len() as f64) as f32
+}
+
+#[multiversion(targets = "simd")]
+fn differences(out: &mut [f32], x: &[f32], y: &[f32], factor: f32) {
+    for ((out, x), y) in out.iter_mut().zip(x).zip(y) {
+        *out = (x - y) * factor;
+    }
+}
+
+impl Fused for SquaredError {
+    const NAME: &'static str = "squared-error";
+
+    fn shape(&self, [pred, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok(pred[0].into())
+    }
+
+    fn cpu(&self, [pred, target, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let sample = pred.data.len() / out.len();
+        let samples = pred.data.chunks_exact(sample).zip(target.data.chunks_exact(sample));
+        out.iter_mut().zip(samples).for_each(|(out, (x, y))| *out = mean_squares(x, y));
+    }
+
+    fn gradients(&self, [pred, target, _]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+        let dx = wanted(pred, || op::backward(SquaredErrorBackward, &[pred, target, grad]))?;
+        let dy = wanted(target, || op::backward(SquaredErrorBackward, &[target, pred, grad]))?;
+        Ok([dx, dy, None])
+    }
+}
+
+/// (x, y, gradient of the errors) to the gradient of x.
+struct SquaredErrorBackward;
+
+impl Fused for SquaredErrorBackward {
+    const NAME: &'static str = "squared-error-backward";
+
+    fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok(xs.into())
+    }
+
+    fn cpu(&self, [xs, ys, grad]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let sample = out.len() / grad.data.len();
+        slice::by_rows(out, sample, |first, out| {
+            for (i, out) in out.chunks_exact_mut(sample).enumerate() {
+                let at = (first + i) * sample;
+                let factor = 2.0 * grad.data[first + i] / sample as f32;
+                differences(out, &xs.data[at..at + sample], &ys.data[at..at + sample], factor);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::*;
+    use super::*;
+
+    #[test]
+    fn equals_its_composition() {
+        let (pred, target) = (var(&[3, 5, 31, 33], 0), var(&[3, 5, 31, 33], 1));
+        let ours = squared_error(&pred, &target).unwrap();
+        let theirs = squared_error(&double(&pred), &double(&target)).unwrap();
+        same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&pred, &target], 1e-6);
+    }
+
+    #[test]
+    fn shapes_that_differ_are_refused() {
+        let error = squared_error(&var(&[2, 3], 0), &var(&[2, 4], 1)).unwrap_err().to_string();
+        assert!(error.contains("[2, 3]") && error.contains("[2, 4]"), "{error}");
+    }
+}
