@@ -9,7 +9,7 @@ use super::*;
 /// # Errors
 /// Where the tensor library refuses.
 pub fn gelu_erf(xs: &Tensor) -> TensorResult {
-    if is_fused(xs) { op::apply(Pointwise::Gelu, &[xs]) } else { xs.gelu_erf() }
+    op::apply(Pointwise::Gelu, &[xs])
 }
 
 /// OpenAI CLIP's approximation, `x·σ(1.702 x)`.
@@ -17,12 +17,7 @@ pub fn gelu_erf(xs: &Tensor) -> TensorResult {
 /// # Errors
 /// Where the tensor library refuses.
 pub fn quick_gelu(xs: &Tensor) -> TensorResult {
-    if is_fused(xs) {
-        op::apply(Pointwise::QuickGelu, &[xs])
-    } else {
-        // Written with exp: candle's fused sigmoid has no gradient on every device.
-        xs.div(&((xs * -1.702)?.exp()? + 1.0)?)
-    }
+    op::apply(Pointwise::QuickGelu, &[xs])
 }
 
 /// The sigmoid-weighted linear unit, `x·σ(x)`.
@@ -30,7 +25,7 @@ pub fn quick_gelu(xs: &Tensor) -> TensorResult {
 /// # Errors
 /// Where the tensor library refuses.
 pub fn silu(xs: &Tensor) -> TensorResult {
-    if is_fused(xs) { op::apply(Pointwise::Silu, &[xs]) } else { xs.div(&(xs.neg()?.exp()? + 1.0)?) }
+    op::apply(Pointwise::Silu, &[xs])
 }
 
 #[derive(Clone, Copy)]
@@ -101,6 +96,7 @@ fn backward(kind: Pointwise, dx: &mut [f32], x: &[f32], dy: &[f32]) {
 
 impl Fused for Pointwise {
     const NAME: &'static str = "pointwise";
+    const KERNEL: bool = true;
 
     fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         Ok(xs.into())
@@ -110,7 +106,29 @@ impl Fused for Pointwise {
         slice::by_rows(out, 1, |first, out| forward(*self, out, &xs.data[first..]));
     }
 
-    fn gradients(&self, [xs, ..]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        let count = call.count();
+        let parameters = [Input(0), Output, I32(*self as i32), U64(count as u64)];
+        call.launch("pointwise", cuda::elements(count), &parameters)
+    }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        let xs = arguments[0];
+        // Written with exp: candle's fused sigmoid has no gradient on every device.
+        match self {
+            Self::Gelu => xs.gelu_erf(),
+            Self::QuickGelu => xs.div(&((xs * -1.702)?.exp()? + 1.0)?),
+            Self::Silu => xs.div(&(xs.neg()?.exp()? + 1.0)?),
+        }
+    }
+
+    fn gradients(
+        &self,
+        [xs, ..]: [&Tensor; ARGUMENTS],
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> TensorResult<Gradients> {
         Ok([Some(op::backward(PointwiseBackward(*self), &[xs, grad])?), None, None])
     }
 }
@@ -120,6 +138,7 @@ struct PointwiseBackward(Pointwise);
 
 impl Fused for PointwiseBackward {
     const NAME: &'static str = "pointwise-backward";
+    const KERNEL: bool = true;
 
     fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         Ok(xs.into())
@@ -127,6 +146,13 @@ impl Fused for PointwiseBackward {
 
     fn cpu(&self, [xs, dy, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
         slice::by_rows(out, 1, |first, dx| backward(self.0, dx, &xs.data[first..], &dy.data[first..]));
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        let count = call.count();
+        let parameters = [Input(0), Input(1), Output, I32(self.0 as i32), U64(count as u64)];
+        call.launch("pointwise_backward", cuda::elements(count), &parameters)
     }
 }
 

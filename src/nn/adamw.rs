@@ -6,8 +6,7 @@ use candle_core::{Tensor, Var};
 use multiversion::multiversion;
 use serde::{Deserialize, Serialize};
 
-use super::op::{self, ARGUMENTS, Argument, Fused};
-use super::{Shape, TensorResult};
+use super::*;
 use crate::error::{Error, Result};
 
 /// The constants of AdamW; the learning rate is given at each step.
@@ -85,11 +84,7 @@ impl AdamW {
         for (entry, grad) in self.entries.iter_mut().zip(grads) {
             let Some(grad) = grad else { continue };
             let theta = entry.var.as_detached_tensor();
-            let updated = if op::is_fused(&theta) {
-                op::backward(update, &[&theta, grad, &entry.moments])?
-            } else {
-                update.compose(&theta, grad, &entry.moments)?
-            };
+            let updated = op::backward(update, &[&theta, grad, &entry.moments])?;
             entry.var.set(&updated.get(0)?)?;
             entry.moments = updated.narrow(0, 1, 2)?;
         }
@@ -154,19 +149,11 @@ impl Update {
         let keep = 1.0 - self.learning_rate * weight_decay;
         [keep, 1.0 - beta1, beta2, 1.0 - beta2, self.learning_rate / correction1, correction2, eps]
     }
-
-    fn compose(self, theta: &Tensor, grad: &Tensor, moments: &Tensor) -> TensorResult {
-        let [keep, a1, b2, a2, rate, root, eps] = self.constants();
-        let (m, v) = (moments.get(0)?, moments.get(1)?);
-        let m = ((&m * (1.0 - a1))? + (grad * a1)?)?;
-        let v = ((&v * b2)? + (grad.sqr()? * a2)?)?;
-        let direction = m.div(&((v.sqrt()? / root)? + eps)?)?;
-        Tensor::stack(&[((theta * keep)? - (direction * rate)?)?, m, v], 0)
-    }
 }
 
 impl Fused for Update {
     const NAME: &'static str = "adamw";
+    const KERNEL: bool = true;
 
     fn shape(&self, [theta, grad, moments]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         if theta != grad || moments != [&[2], theta].concat() {
@@ -182,6 +169,25 @@ impl Fused for Update {
         let (theta, moments) = out.split_at_mut(count);
         let (m, v) = moments.split_at_mut(count);
         update(theta, m, v, &grad.data, self.constants().map(|x| x as f32));
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        let count = call.count() / 3;
+        let [keep, a1, b2, a2, rate, root, eps] = self.constants().map(|x| F32(x as f32));
+        let parameters =
+            [Input(0), Input(1), Input(2), Output, keep, a1, b2, a2, rate, root, eps, U64(count as u64)];
+        call.launch("adamw", cuda::elements(count), &parameters)
+    }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        let (theta, grad, moments) = (arguments[0], arguments[1], arguments[2]);
+        let [keep, a1, b2, a2, rate, root, eps] = self.constants();
+        let (m, v) = (moments.get(0)?, moments.get(1)?);
+        let m = ((&m * (1.0 - a1))? + (grad * a1)?)?;
+        let v = ((&v * b2)? + (grad.sqr()? * a2)?)?;
+        let direction = m.div(&((v.sqrt()? / root)? + eps)?)?;
+        Tensor::stack(&[((theta * keep)? - (direction * rate)?)?, m, v], 0)
     }
 }
 

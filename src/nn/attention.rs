@@ -96,7 +96,7 @@ impl KeyValue {
 /// Where the shapes do not fit.
 pub fn self_attention(qkv: &Tensor, num_heads: usize, mask: &Mask) -> TensorResult {
     let op = Attention { num_heads, mask: mask.clone(), first: None, frozen: 0 };
-    if is_fused(qkv) { op::apply(op, &[qkv]) } else { op.compose(qkv, None) }
+    op::apply(op, &[qkv])
 }
 
 /// Attention to the positions themselves and to a text under one softmax, and beside it to a user under another; what the
@@ -124,7 +124,7 @@ pub fn decoupled_attention(
         first: user.is_some().then_some(qkv.dim(1)? + texts),
         frozen: if text.both.track_op() { 0 } else { texts },
     };
-    if is_fused(qkv) { op::apply(op, &[qkv, &external]) } else { op.compose(qkv, Some(&external)) }
+    op::apply(op, &[qkv, &external])
 }
 
 #[derive(Clone)]
@@ -271,43 +271,6 @@ impl Attention {
         head.products(head.query(), 0, scale, weights);
         softmax(weights, self.groups(head.sizes), b, &self.mask);
     }
-
-    /// The same formula in the tensor library's own operations.
-    fn compose(&self, qkv: &Tensor, external: Option<&Tensor>) -> TensorResult {
-        let sizes = self.sizes(qkv.dims(), external.map_or(&[], |external| external.dims()));
-        let (batch, Sizes { queries, channels, depth, .. }, (first, keys)) =
-            (qkv.dim(0)?, sizes, self.groups(sizes));
-        let heads = |xs: &Tensor| {
-            xs.reshape((batch, xs.dim(1)?, self.num_heads, depth))?.transpose(1, 2)?.contiguous()
-        };
-        let part = |xs: &Tensor, i: usize| xs.narrow(2, i * channels, channels)?.contiguous();
-        let all = |i: usize| match external {
-            Some(external) => heads(&Tensor::cat(&[part(qkv, 1 + i)?, part(external, i)?], 1)?),
-            None => heads(&part(qkv, 1 + i)?),
-        };
-        let mut scores = (heads(&part(qkv, 0)?)?.matmul(&all(0)?.t()?)? / (depth as f64).sqrt())?;
-        if self.mask != Mask::None {
-            let bias: Vec<f32> = (0..batch * queries * keys)
-                .map(|e| {
-                    let (b, i, j) = (e / (queries * keys), e / keys % queries, e % keys);
-                    if j < self.mask.visible(b, i, keys) { 0.0 } else { f32::NEG_INFINITY }
-                })
-                .collect();
-            let bias = Tensor::from_vec(bias, (batch, 1, queries, keys), qkv.device())?;
-            scores = scores.broadcast_add(&bias.to_dtype(scores.dtype())?)?;
-        }
-        let softmax = |scores: Tensor| {
-            let peak = scores.max_keepdim(D::Minus1)?.detach();
-            let weights = scores.broadcast_sub(&peak)?.exp()?;
-            weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)
-        };
-        let mut weights = vec![softmax(scores.narrow(3, 0, first)?)?];
-        if first < keys {
-            weights.push(softmax(scores.narrow(3, first, keys - first)?)?);
-        }
-        let mixed = Tensor::cat(&weights, 3)?.matmul(&all(1)?)?; // (B, heads, N, d)
-        mixed.transpose(1, 2)?.reshape((batch, queries, channels))
-    }
 }
 
 impl Fused for Attention {
@@ -341,7 +304,41 @@ impl Fused for Attention {
         });
     }
 
-    fn gradients(&self, [qkv, external, _]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        let (qkv, external) = (arguments[0], op::present(arguments, 1));
+        let sizes = self.sizes(qkv.dims(), external.map_or(&[], |external| external.dims()));
+        let (batch, Sizes { queries, channels, depth, .. }, keys) = (qkv.dim(0)?, sizes, sizes.keys());
+        let heads = |xs: &Tensor| {
+            xs.reshape((batch, xs.dim(1)?, self.num_heads, depth))?.transpose(1, 2)?.contiguous()
+        };
+        let part = |xs: &Tensor, i: usize| xs.narrow(2, i * channels, channels)?.contiguous();
+        let all = |i: usize| match external {
+            Some(external) => heads(&Tensor::cat(&[part(qkv, 1 + i)?, part(external, i)?], 1)?),
+            None => heads(&part(qkv, 1 + i)?),
+        };
+        let q = (heads(&part(qkv, 0)?)? / (depth as f64).sqrt())?;
+        let mut scores = q.matmul(&all(0)?.t()?)?;
+        if self.mask != Mask::None {
+            let bias: Vec<f32> = (0..batch * queries * keys)
+                .map(|e| {
+                    let (b, i, j) = (e / (queries * keys), e / keys % queries, e % keys);
+                    if j < self.mask.visible(b, i, keys) { 0.0 } else { f32::NEG_INFINITY }
+                })
+                .collect();
+            let bias = Tensor::from_vec(bias, (batch, 1, queries, keys), qkv.device())?;
+            scores = scores.broadcast_add(&bias.to_dtype(scores.dtype())?)?;
+        }
+        let weights = op::apply(Softmax { first: self.groups(sizes).0 }, &[&scores])?;
+        let mixed = weights.matmul(&all(1)?)?; // (B, heads, N, d)
+        mixed.transpose(1, 2)?.reshape((batch, queries, channels))
+    }
+
+    fn gradients(
+        &self,
+        [qkv, external, _]: [&Tensor; ARGUMENTS],
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> TensorResult<Gradients> {
         let of_external = external.track_op();
         if !qkv.track_op() && !of_external {
             return Ok([None, None, None]);
@@ -415,6 +412,83 @@ impl Fused for AttentionBackward {
     }
 }
 
+/// The softmax of each row's first columns, and of its others.
+#[derive(Clone, Copy)]
+struct Softmax {
+    first: usize,
+}
+
+impl Fused for Softmax {
+    const NAME: &'static str = "softmax";
+    const KERNEL: bool = true;
+
+    fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok(xs.into())
+    }
+
+    fn cpu(&self, [xs, ..]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let keys = xs.dims[xs.dims.len() - 1];
+        out.copy_from_slice(&xs.data);
+        slice::by_rows(out, keys, |_, out| softmax(out, (self.first, keys), 0, &Mask::None));
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        let (count, keys) = (call.count(), call.width(0));
+        let parameters = [Input(0), Output, U32(self.first as u32), U32(keys as u32)];
+        call.launch("softmax", cuda::rows(count / keys, keys), &parameters)
+    }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        let xs = arguments[0];
+        let group = |from: usize, len: usize| {
+            let xs = xs.narrow(D::Minus1, from, len)?;
+            let weights = xs.broadcast_sub(&xs.max_keepdim(D::Minus1)?.detach())?.exp()?;
+            weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)
+        };
+        match xs.dim(D::Minus1)? - self.first {
+            0 => group(0, self.first),
+            others => Tensor::cat(&[group(0, self.first)?, group(self.first, others)?], D::Minus1),
+        }
+    }
+
+    fn gradients(
+        &self,
+        [xs, ..]: [&Tensor; ARGUMENTS],
+        result: &Tensor,
+        grad: &Tensor,
+    ) -> TensorResult<Gradients> {
+        Ok([wanted(xs, || op::backward(SoftmaxBackward(*self), &[result, grad]))?, None, None])
+    }
+}
+
+/// (p, dp) to the gradient of the scores.
+struct SoftmaxBackward(Softmax);
+
+impl Fused for SoftmaxBackward {
+    const NAME: &'static str = "softmax-backward";
+    const KERNEL: bool = true;
+
+    fn shape(&self, [p, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        Ok(p.into())
+    }
+
+    fn cpu(&self, [p, dp, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let keys = p.dims[p.dims.len() - 1];
+        out.copy_from_slice(&dp.data);
+        slice::by_rows(out, keys, |first, ds| {
+            softmax_backward(ds, &p.data[first * keys..], (self.0.first, keys), 1.0);
+        });
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        let (count, keys) = (call.count(), call.width(0));
+        let parameters = [Input(0), Input(1), Output, U32(self.0.first as u32), U32(keys as u32)];
+        call.launch("softmax_backward", cuda::rows(count / keys, keys), &parameters)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::testing::*;
@@ -451,6 +525,15 @@ mod tests {
                 let ours = decoupled_attention(&qkv, &frozen, Some(&key_value(&user)), 3).unwrap();
                 same(&ours, &theirs, &[&qkv, &user], 3e-6);
             }
+        }
+    }
+
+    #[test]
+    fn the_softmax_alone_equals_its_composition() {
+        let xs = var(&[3, 5, 41], 0);
+        for first in [41, 33] {
+            let theirs = op::apply(Softmax { first }, &[&double(&xs)]);
+            same(&op::apply(Softmax { first }, &[&xs]).unwrap(), &in_single(theirs), &[&xs], 3e-6);
         }
     }
 

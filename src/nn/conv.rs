@@ -12,17 +12,6 @@ use super::*;
 /// # Errors
 /// Where the shapes do not fit.
 pub fn depthwise_conv3x3(xs: &Tensor, weight: &Tensor, bias: &Tensor) -> TensorResult {
-    if !is_fused(xs) {
-        let (_, height, width, channels) = xs.dims4()?;
-        let padded = xs.pad_with_zeros(1, 1, 1)?.pad_with_zeros(2, 1, 1)?;
-        let taps = weight.reshape((channels, 9))?.t()?.contiguous()?; // (9, C)
-        let mut sum = xs.zeros_like()?.broadcast_add(bias)?;
-        for tap in 0..9 {
-            let shifted = padded.narrow(1, tap / 3, height)?.narrow(2, tap % 3, width)?;
-            sum = (sum + shifted.broadcast_mul(&taps.get(tap)?)?)?;
-        }
-        return Ok(sum);
-    }
     op::apply(Depthwise, &[xs, weight, bias])
 }
 
@@ -103,6 +92,7 @@ fn weight_gradient(dw: &mut [f32], (height, width): (usize, usize), x: &[f32], d
 
 impl Fused for Depthwise {
     const NAME: &'static str = "depthwise-conv3x3";
+    const KERNEL: bool = true;
 
     fn shape(&self, [xs, weight, bias]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         match xs {
@@ -122,7 +112,30 @@ impl Fused for Depthwise {
         });
     }
 
-    fn gradients(&self, [xs, weight, bias]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        convolve(call, Input(2), false)
+    }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        let (xs, weight, bias) = (arguments[0], arguments[1], arguments[2]);
+        let (_, height, width, channels) = xs.dims4()?;
+        let padded = xs.pad_with_zeros(1, 1, 1)?.pad_with_zeros(2, 1, 1)?;
+        let taps = weight.reshape((channels, 9))?.t()?.contiguous()?; // (9, C)
+        let mut sum = xs.zeros_like()?.broadcast_add(bias)?;
+        for tap in 0..9 {
+            let shifted = padded.narrow(1, tap / 3, height)?.narrow(2, tap % 3, width)?;
+            sum = (sum + shifted.broadcast_mul(&taps.get(tap)?)?)?;
+        }
+        Ok(sum)
+    }
+
+    fn gradients(
+        &self,
+        [xs, weight, bias]: [&Tensor; ARGUMENTS],
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> TensorResult<Gradients> {
         Ok([
             wanted(xs, || op::backward(DepthwiseInput, &[grad, weight]))?,
             wanted(weight, || op::backward(DepthwiseWeight, &[grad, xs]))?,
@@ -147,11 +160,22 @@ impl Picture {
     }
 }
 
+/// Pictures and weight are the first two arguments; `back` mirrors the taps and leaves the bias out.
+#[cfg(feature = "cuda")]
+fn convolve<T: cuda::Element>(call: &mut cuda::Call<T>, bias: Parameter, back: bool) -> TensorResult<()> {
+    let [height, width, channels] = [1, 2, 3].map(|axis| U32(call.dims(0)[axis] as u32));
+    let count = call.count();
+    let parameters =
+        [Input(0), Input(1), bias, Output, height, width, channels, I32(i32::from(back)), U64(count as u64)];
+    call.launch("depthwise", cuda::elements(count), &parameters)
+}
+
 /// (dy, weight) to dx.
 struct DepthwiseInput;
 
 impl Fused for DepthwiseInput {
     const NAME: &'static str = "depthwise-input";
+    const KERNEL: bool = true;
 
     fn shape(&self, [dy, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         Ok(dy.into())
@@ -165,6 +189,11 @@ impl Fused for DepthwiseInput {
                 backward(dx, size, dy, &w);
             }
         });
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        convolve(call, Input(2), true)
     }
 }
 
@@ -186,6 +215,16 @@ impl Fused for DepthwiseWeight {
             weight_gradient(&mut rows, size, x, dy);
         }
         out.iter_mut().enumerate().for_each(|(i, dw)| *dw = rows[(i % 9) * channels + i / 9]);
+    }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        counting::weight_gradient();
+        let (dy, xs) = (arguments[0], arguments[1]);
+        let (_, height, width, channels) = xs.dims4()?;
+        let padded = xs.pad_with_zeros(1, 1, 1)?.pad_with_zeros(2, 1, 1)?;
+        let taps = (0..9)
+            .map(|tap| (padded.narrow(1, tap / 3, height)?.narrow(2, tap % 3, width)? * dy)?.sum((0, 1, 2)));
+        Tensor::stack(&taps.collect::<TensorResult<Vec<_>>>()?, 1)?.reshape((channels, 1, 3, 3))
     }
 }
 

@@ -16,9 +16,6 @@ pub fn squared_error(pred: &Tensor, target: &Tensor) -> TensorResult {
     if pred.dims() != target.dims() || pred.elem_count() == 0 {
         candle_core::bail!("squared-error: predictions {:?}, targets {:?}", pred.dims(), target.dims());
     }
-    if !is_fused(pred) {
-        return (pred - target)?.sqr()?.flatten_from(1)?.mean(D::Minus1);
-    }
     op::apply(SquaredError, &[pred, target])
 }
 
@@ -50,6 +47,7 @@ fn differences(out: &mut [f32], x: &[f32], y: &[f32], factor: f32) {
 
 impl Fused for SquaredError {
     const NAME: &'static str = "squared-error";
+    const KERNEL: bool = true;
 
     fn shape(&self, [pred, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         Ok(pred[0].into())
@@ -61,7 +59,24 @@ impl Fused for SquaredError {
         out.iter_mut().zip(samples).for_each(|(out, (x, y))| *out = mean_squares(x, y));
     }
 
-    fn gradients(&self, [pred, target, _]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        let samples = call.count();
+        let sample = call.dims(0)[1..].iter().product::<usize>();
+        let parameters = [Input(0), Input(1), Output, U64(sample as u64)];
+        call.launch("squared_error", cuda::rows(samples, sample), &parameters)
+    }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        (arguments[0] - arguments[1])?.sqr()?.flatten_from(1)?.mean(D::Minus1)
+    }
+
+    fn gradients(
+        &self,
+        [pred, target, _]: [&Tensor; ARGUMENTS],
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> TensorResult<Gradients> {
         let dx = wanted(pred, || op::backward(SquaredErrorBackward, &[pred, target, grad]))?;
         let dy = wanted(target, || op::backward(SquaredErrorBackward, &[target, pred, grad]))?;
         Ok([dx, dy, None])
@@ -73,6 +88,7 @@ struct SquaredErrorBackward;
 
 impl Fused for SquaredErrorBackward {
     const NAME: &'static str = "squared-error-backward";
+    const KERNEL: bool = true;
 
     fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         Ok(xs.into())
@@ -87,6 +103,14 @@ impl Fused for SquaredErrorBackward {
                 differences(out, &xs.data[at..at + sample], &ys.data[at..at + sample], factor);
             }
         });
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        let (count, samples) = (call.count(), call.width(2));
+        let parameters =
+            [Input(0), Input(1), Input(2), Output, U64((count / samples) as u64), U64(count as u64)];
+        call.launch("squared_error_backward", cuda::elements(count), &parameters)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The affine map of the last axis, whose backward pass skips frozen weights.
 
+use candle_core::D;
+
 use super::*;
 
 /// `y = x·Wᵀ + b` over the last axis.
@@ -12,17 +14,6 @@ use super::*;
 /// # Errors
 /// Where the shapes do not fit.
 pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> TensorResult {
-    if !is_fused(xs) {
-        let flat = xs.flatten_to(xs.rank() - 2)?;
-        let ys = flat.matmul(&weight.t()?)?;
-        let mut shape = xs.dims().to_vec();
-        *shape.last_mut().expect("a linear map needs at least one axis") = weight.dim(0)?;
-        let ys = ys.reshape(shape)?;
-        return match bias {
-            Some(bias) => ys.broadcast_add(bias),
-            None => Ok(ys),
-        };
-    }
     match bias {
         Some(bias) => op::apply(Linear, &[xs, weight, bias]),
         None => op::apply(Linear, &[xs, weight]),
@@ -63,6 +54,7 @@ fn affine(out: &mut [f32], (n, k): (usize, usize), x: &[f32], w: (usize, usize, 
 
 impl Fused for Linear {
     const NAME: &'static str = "linear";
+    const KERNEL: bool = true;
 
     fn shape(&self, [xs, weight, bias]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         match (xs, weight) {
@@ -78,7 +70,35 @@ impl Fused for Linear {
         affine(out, (n, k), &xs.data, (1, k, &weight.data), &bias.data);
     }
 
-    fn gradients(&self, [xs, weight, bias]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        let (k, n) = (call.width(0), call.dims(1)[0]);
+        call.matmul((call.count() / n, n, k), true)?;
+        if !call.has(2) {
+            return Ok(());
+        }
+        let count = call.count();
+        let parameters = [Output, Input(2), U32(n as u32), U64(count as u64)];
+        call.launch("add_bias", cuda::elements(count), &parameters)
+    }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        let (xs, weight) = (arguments[0], arguments[1]);
+        let ys = rows(xs)?.matmul(&weight.t()?)?;
+        let shape = [&xs.dims()[..xs.rank() - 1], &weight.dims()[..1]].concat();
+        let ys = ys.reshape(shape)?;
+        match op::present(arguments, 2) {
+            Some(bias) => ys.broadcast_add(bias),
+            None => Ok(ys),
+        }
+    }
+
+    fn gradients(
+        &self,
+        [xs, weight, bias]: [&Tensor; ARGUMENTS],
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> TensorResult<Gradients> {
         Ok([
             wanted(xs, || op::backward(LinearInput, &[grad, weight]))?,
             wanted(weight, || op::backward(LinearWeight, &[grad, xs]))?,
@@ -87,11 +107,17 @@ impl Fused for Linear {
     }
 }
 
+/// All axes but the last as one.
+fn rows(xs: &Tensor) -> TensorResult {
+    xs.reshape(((), xs.dim(D::Minus1)?))
+}
+
 /// (dy, weight) to dx: the only product of the way back through a frozen map.
 struct LinearInput;
 
 impl Fused for LinearInput {
     const NAME: &'static str = "linear-input";
+    const KERNEL: bool = true;
 
     fn shape(&self, [dy, weight, _]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         Ok([&dy[..dy.len() - 1], &weight[1..]].concat().into())
@@ -100,6 +126,12 @@ impl Fused for LinearInput {
     fn cpu(&self, [dy, weight, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
         let (n, k) = (weight.dims[0], weight.dims[1]);
         affine(out, (k, n), &dy.data, (k, 1, &weight.data), &[]);
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        let (n, k) = (call.width(0), call.width(1));
+        call.matmul((call.count() / k, k, n), false)
     }
 }
 
@@ -123,6 +155,11 @@ impl Fused for LinearWeight {
             slice::gemm((dw.len() / k, k, rows), dw, k, false, 1.0, lhs, rhs);
         });
     }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        counting::weight_gradient();
+        rows(arguments[0])?.t()?.matmul(&rows(arguments[1])?)
+    }
 }
 
 /// The sums of the last axis's columns: a bias's gradient.
@@ -137,6 +174,10 @@ impl Fused for ColumnSums {
 
     fn cpu(&self, [dy, ..]: [Argument; ARGUMENTS], out: &mut [f32]) {
         slice::add_rows(out, &dy.data);
+    }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        rows(arguments[0])?.sum(0)
     }
 }
 

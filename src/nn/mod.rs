@@ -11,13 +11,17 @@
 use candle_core::{Shape, Tensor};
 
 use crate::error::Error;
-use op::{ARGUMENTS, Argument, Fused, Gradients, is_fused, wanted};
+#[cfg(feature = "cuda")]
+use cuda::Parameter::{self, F32, I32, Input, Output, Room, U32, U64};
+use op::{ARGUMENTS, Argument, Fused, Gradients, wanted};
 
 mod activation;
 mod adamw;
 mod attention;
 mod conv;
 pub mod counting;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod error;
 mod learning_rate;
 mod linear;

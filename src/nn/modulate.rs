@@ -12,9 +12,6 @@ use super::*;
 /// # Errors
 /// Where the shapes do not fit.
 pub fn modulate(xs: &Tensor, scale: &Tensor, shift: &Tensor) -> TensorResult {
-    if !is_fused(xs) {
-        return xs.broadcast_mul(&(scale + 1.0)?.unsqueeze(1)?)?.broadcast_add(&shift.unsqueeze(1)?);
-    }
     op::apply(Modulate, &[xs, scale, shift])
 }
 
@@ -54,6 +51,7 @@ fn sums(da: &mut [f32], db: &mut [f32], (positions, width): (usize, usize), x: &
 
 impl Fused for Modulate {
     const NAME: &'static str = "modulate";
+    const KERNEL: bool = true;
 
     fn shape(&self, [xs, scale, shift]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         match xs {
@@ -69,7 +67,26 @@ impl Fused for Modulate {
         });
     }
 
-    fn gradients(&self, [xs, scale, shift]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        let count = call.count();
+        let (positions, width) = (U32(call.dims(0)[1] as u32), U32(call.dims(0)[2] as u32));
+        let shift = I32(i32::from(call.has(2)));
+        let parameters = [Input(0), Input(1), Input(2), Output, positions, width, shift, U64(count as u64)];
+        call.launch("modulate", cuda::elements(count), &parameters)
+    }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        let (xs, scale, shift) = (arguments[0], arguments[1], arguments[2]);
+        xs.broadcast_mul(&(scale + 1.0)?.unsqueeze(1)?)?.broadcast_add(&shift.unsqueeze(1)?)
+    }
+
+    fn gradients(
+        &self,
+        [xs, scale, shift]: [&Tensor; ARGUMENTS],
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> TensorResult<Gradients> {
         let dx = wanted(xs, || op::backward(Self, &[grad, scale, &scale.zeros_like()?]))?;
         if !scale.track_op() && !shift.track_op() {
             return Ok([dx, None, None]);
@@ -92,6 +109,10 @@ impl Fused for ModulateSums {
     fn cpu(&self, [xs, dy, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
         let (da, db) = out.split_at_mut(out.len() / 2);
         sums(da, db, (xs.dims[1], xs.dims[2]), &xs.data, &dy.data);
+    }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        Tensor::stack(&[(arguments[0] * arguments[1])?.sum(1)?, arguments[1].sum(1)?], 0)
     }
 }
 

@@ -1,5 +1,8 @@
 //! Layer normalisation over channels, and Stage C's global response normalisation.
 
+use candle_core::D;
+#[cfg(feature = "cuda")]
+use candle_core::cuda::cudarc::driver::CudaSlice;
 use multiversion::multiversion;
 
 use super::*;
@@ -12,16 +15,7 @@ use super::*;
 /// # Errors
 /// Where the shapes do not fit.
 pub fn layer_norm(xs: &Tensor, affine: Option<(&Tensor, &Tensor)>, eps: f64) -> TensorResult {
-    if !is_fused(xs) {
-        let centred = xs.broadcast_sub(&xs.mean_keepdim(candle_core::D::Minus1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(candle_core::D::Minus1)?;
-        let ys = centred.broadcast_div(&(variance + eps)?.sqrt()?)?;
-        return match affine {
-            Some((weight, bias)) => ys.broadcast_mul(weight)?.broadcast_add(bias),
-            None => Ok(ys),
-        };
-    }
-    let op = LayerNorm { eps: eps as f32 };
+    let op = LayerNorm { eps };
     match affine {
         Some((weight, bias)) => op::apply(op, &[xs, weight, bias]),
         None => op::apply(op, &[xs]),
@@ -29,7 +23,7 @@ pub fn layer_norm(xs: &Tensor, affine: Option<(&Tensor, &Tensor)>, eps: f64) -> 
 }
 
 struct LayerNorm {
-    eps: f32,
+    eps: f64,
 }
 
 /// Mean and reciprocal standard deviation of one row.
@@ -89,6 +83,7 @@ fn affine_gradients(dw: &mut [f32], db: &mut [f32], x: &[f32], dy: &[f32], eps: 
 
 impl Fused for LayerNorm {
     const NAME: &'static str = "layer-norm";
+    const KERNEL: bool = true;
 
     fn shape(&self, [xs, weight, bias]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         match xs {
@@ -102,11 +97,36 @@ impl Fused for LayerNorm {
     fn cpu(&self, [xs, weight, bias]: [Argument; ARGUMENTS], out: &mut [f32]) {
         let width = xs.dims[xs.dims.len() - 1];
         slice::by_rows(out, width, |first, out| {
-            normalise(out, width, &xs.data[first * width..], &weight.data, &bias.data, self.eps);
+            normalise(out, width, &xs.data[first * width..], &weight.data, &bias.data, self.eps as f32);
         });
     }
 
-    fn gradients(&self, [xs, weight, bias]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        let (count, width) = (call.count(), call.width(0));
+        let affine = I32(i32::from(call.has(1)));
+        let parameters =
+            [Input(0), Input(1), Input(2), Output, U32(width as u32), affine, F32(self.eps as f32)];
+        call.launch("layer_norm", cuda::rows(count / width, width), &parameters)
+    }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        let xs = arguments[0];
+        let centred = xs.broadcast_sub(&xs.mean_keepdim(D::Minus1)?)?;
+        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+        let ys = centred.broadcast_div(&(variance + self.eps)?.sqrt()?)?;
+        match (op::present(arguments, 1), op::present(arguments, 2)) {
+            (Some(weight), Some(bias)) => ys.broadcast_mul(weight)?.broadcast_add(bias),
+            _ => Ok(ys),
+        }
+    }
+
+    fn gradients(
+        &self,
+        [xs, weight, bias]: [&Tensor; ARGUMENTS],
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> TensorResult<Gradients> {
         let eps = self.eps;
         let dx = wanted(xs, || op::backward(LayerNormBackward { eps }, &[xs, grad, weight]))?;
         if !weight.track_op() && !bias.track_op() {
@@ -119,11 +139,12 @@ impl Fused for LayerNorm {
 
 /// (x, dy, weight) to dx.
 struct LayerNormBackward {
-    eps: f32,
+    eps: f64,
 }
 
 impl Fused for LayerNormBackward {
     const NAME: &'static str = "layer-norm-backward";
+    const KERNEL: bool = true;
 
     fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         Ok(xs.into())
@@ -133,14 +154,23 @@ impl Fused for LayerNormBackward {
         let width = xs.dims[xs.dims.len() - 1];
         slice::by_rows(out, width, |first, dx| {
             let from = first * width;
-            normalise_backward(dx, width, &xs.data[from..], &weight.data, &dy.data[from..], self.eps);
+            normalise_backward(dx, width, &xs.data[from..], &weight.data, &dy.data[from..], self.eps as f32);
         });
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        let (count, width) = (call.count(), call.width(0));
+        let affine = I32(i32::from(call.has(2)));
+        let parameters =
+            [Input(0), Input(1), Input(2), Output, U32(width as u32), affine, F32(self.eps as f32)];
+        call.launch("layer_norm_backward", cuda::rows(count / width, width), &parameters)
     }
 }
 
 /// (x, dy) to the gradients of weight and bias, (2, C).
 struct LayerNormAffine {
-    eps: f32,
+    eps: f64,
 }
 
 impl Fused for LayerNormAffine {
@@ -152,7 +182,13 @@ impl Fused for LayerNormAffine {
 
     fn cpu(&self, [xs, dy, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
         let (dw, db) = out.split_at_mut(out.len() / 2);
-        affine_gradients(dw, db, &xs.data, &dy.data, self.eps);
+        affine_gradients(dw, db, &xs.data, &dy.data, self.eps as f32);
+    }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        let normed = LayerNorm { eps: self.eps }.compose(&arguments[..1])?;
+        let columns = |xs: &Tensor| op::backward(super::linear::ColumnSums, &[xs]);
+        Tensor::stack(&[columns(&(normed * arguments[1])?)?, columns(arguments[1])?], 0)
     }
 }
 
@@ -168,12 +204,6 @@ impl Fused for LayerNormAffine {
 /// # Errors
 /// Where the shapes do not fit.
 pub fn grn(xs: &Tensor, gamma: &Tensor, beta: &Tensor) -> TensorResult {
-    if !is_fused(xs) {
-        let norms = xs.sqr()?.sum_keepdim(1)?.sqrt()?; // (B, 1, C)
-        let mean = (norms.mean_keepdim(2)? + EPSILON)?;
-        let scaled = xs.broadcast_mul(&norms.broadcast_div(&mean)?)?;
-        return scaled.broadcast_mul(gamma)?.broadcast_add(beta)?.add(xs);
-    }
     op::apply(Grn, &[xs, gamma, beta])
 }
 
@@ -238,6 +268,7 @@ fn respond_backward(dx: &mut [f32], x: &[f32], dy: &[f32], gamma: &[f32], produc
 
 impl Fused for Grn {
     const NAME: &'static str = "grn";
+    const KERNEL: bool = true;
 
     fn shape(&self, [xs, gamma, beta]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         match xs {
@@ -255,7 +286,38 @@ impl Fused for Grn {
         });
     }
 
-    fn gradients(&self, [xs, gamma, beta]: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        let (count, responses) = (call.count(), Responses::of(call, None)?);
+        let Responses { norms, means, sizes: [positions, width], .. } = &responses;
+        let parameters = [
+            Input(0),
+            Input(1),
+            Input(2),
+            Room(norms),
+            Room(means),
+            Output,
+            *positions,
+            *width,
+            U64(count as u64),
+        ];
+        call.launch("grn", cuda::elements(count), &parameters)
+    }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        let (xs, gamma, beta) = (arguments[0], arguments[1], arguments[2]);
+        let norms = xs.sqr()?.sum_keepdim(1)?.sqrt()?; // (B, 1, C)
+        let mean = (norms.mean_keepdim(2)? + EPSILON)?;
+        let scaled = xs.broadcast_mul(&norms.broadcast_div(&mean)?)?;
+        scaled.broadcast_mul(gamma)?.broadcast_add(beta)?.add(xs)
+    }
+
+    fn gradients(
+        &self,
+        [xs, gamma, beta]: [&Tensor; ARGUMENTS],
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> TensorResult<Gradients> {
         Ok([
             wanted(xs, || op::backward(GrnBackward, &[xs, grad, gamma]))?,
             wanted(gamma, || op::backward(GrnGamma, &[xs, grad]))?,
@@ -264,11 +326,50 @@ impl Fused for Grn {
     }
 }
 
+/// What both directions need of each sample first, on the device.
+#[cfg(feature = "cuda")]
+struct Responses {
+    /// (B, C)
+    norms: CudaSlice<f32>,
+    /// Σ_n x·dy, (B, C); empty on the way forward.
+    products: CudaSlice<f32>,
+    /// The norms' mean, and what all channels share of the gradient, (B, 2).
+    means: CudaSlice<f32>,
+    /// Positions and channels.
+    sizes: [Parameter<'static>; 2],
+}
+
+#[cfg(feature = "cuda")]
+impl Responses {
+    /// `grad` is the argument that holds dy; γ is then the third, else the second.
+    fn of<T: cuda::Element>(call: &mut cuda::Call<T>, grad: Option<usize>) -> TensorResult<Self> {
+        let [batch, positions, width] = [0, 1, 2].map(|axis| call.dims(0)[axis]);
+        let sizes = [U32(positions as u32), U32(width as u32)];
+        let (norms, means) = (call.room(batch * width)?, call.room(2 * batch)?);
+        let products = call.room(if grad.is_some() { batch * width } else { 0 })?;
+        let grid = cuda::columns(batch, width);
+        call.launch(
+            "column_products",
+            grid,
+            &[Input(0), Input(0), Room(&norms), sizes[0], sizes[1], I32(1)],
+        )?;
+        if let Some(grad) = grad {
+            let parameters = [Input(0), Input(grad), Room(&products), sizes[0], sizes[1], I32(0)];
+            call.launch("column_products", grid, &parameters)?;
+        }
+        let (gamma, back) = (Input(grad.map_or(1, |_| 2)), I32(i32::from(grad.is_some())));
+        let parameters = [Room(&norms), Room(&products), gamma, Room(&means), sizes[1], back];
+        call.launch("response_means", cuda::rows(batch, width), &parameters)?;
+        Ok(Self { norms, products, means, sizes })
+    }
+}
+
 /// (x, dy, γ) to dx.
 struct GrnBackward;
 
 impl Fused for GrnBackward {
     const NAME: &'static str = "grn-backward";
+    const KERNEL: bool = true;
 
     fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         Ok(xs.into())
@@ -286,6 +387,25 @@ impl Fused for GrnBackward {
                 respond_backward(dx, x, dy, &gamma.data, &products);
             }
         });
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        let (count, responses) = (call.count(), Responses::of(call, Some(1))?);
+        let Responses { norms, products, means, sizes: [positions, width] } = &responses;
+        let parameters = [
+            Input(0),
+            Input(1),
+            Input(2),
+            Room(norms),
+            Room(products),
+            Room(means),
+            Output,
+            *positions,
+            *width,
+            U64(count as u64),
+        ];
+        call.launch("grn_backward", cuda::elements(count), &parameters)
     }
 }
 
@@ -310,6 +430,13 @@ impl Fused for GrnGamma {
                 *out += product * norm / mean;
             }
         }
+    }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        let (xs, dy) = (arguments[0], arguments[1]);
+        let norms = xs.sqr()?.sum_keepdim(1)?.sqrt()?; // (B, 1, C)
+        let mean = (norms.mean_keepdim(2)? + EPSILON)?;
+        (xs * dy)?.sum_keepdim(1)?.mul(&norms.broadcast_div(&mean)?)?.sum((0, 1))
     }
 }
 

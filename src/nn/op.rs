@@ -1,15 +1,18 @@
 //! What all fused operations share: one custom operation of the tensor library over up to three contiguous arguments.
 //!
-//! An operation says what shape it gives, how to compute it from slices, and which operations its gradients are; this
-//! module does the rest. Arithmetic is in single precision: half-precision (bf16) arguments are widened before and the
-//! result is rounded once after, so the sums of norms, softmaxes and products are in single precision either way.
+//! An operation says what shape it gives, how to compute it from slices on the CPU and by which kernels on CUDA, how the
+//! tensor library's own operations would compose it, and which operations its gradients are; this module does the rest.
+//! Arithmetic is in single precision: half-precision (bf16) arguments are widened before and the result is rounded once
+//! after, so the sums of norms, softmaxes and products are in single precision either way.
 
 use std::borrow::Cow;
 
-use candle_core::{CpuStorage, CustomOp3, DType, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor};
 use half::bf16;
 
 use super::TensorResult;
+#[cfg(feature = "cuda")]
+use super::cuda;
 
 /// The most arguments that an operation takes.
 pub const ARGUMENTS: usize = 3;
@@ -28,36 +31,71 @@ pub trait Fused: Send + Sync + 'static {
     /// How errors name it.
     const NAME: &'static str;
 
-    /// The shape of the result.
+    /// Whether it has kernels; where it has none, CUDA runs the composition.
+    const KERNEL: bool = false;
+
+    /// The shape of the result. An absent argument has shape `[0]`.
     ///
     /// # Errors
     /// Where the arguments do not fit each other.
     fn shape(&self, dims: [&[usize]; ARGUMENTS]) -> TensorResult<Shape>;
 
-    /// Computes the result, which starts as zeros.
+    /// Computes the result on the CPU; it starts as zeros.
     fn cpu(&self, arguments: [Argument; ARGUMENTS], out: &mut [f32]);
 
-    /// The gradients, from the arguments and the gradient of the result. An operation that is itself part of a backward
-    /// pass has none.
+    /// Computes the result on CUDA.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        let _ = call;
+        candle_core::bail!("{} has no kernel", Self::NAME)
+    }
+
+    /// The same formula in the tensor library's own differentiable operations: for other devices and precisions, and what
+    /// tests hold the rest against.
+    ///
+    /// # Errors
+    /// Where the shapes do not fit.
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        let dtype = arguments[0].dtype();
+        candle_core::bail!("{} computes in single precision or bf16, not in {dtype:?}", Self::NAME)
+    }
+
+    /// The gradients, from the arguments, the result and its gradient. A step of a backward pass has none itself.
     ///
     /// # Errors
     /// Where the tensor library refuses.
-    fn gradients(&self, arguments: [&Tensor; ARGUMENTS], grad: &Tensor) -> TensorResult<Gradients> {
-        let _ = (arguments, grad);
+    fn gradients(
+        &self,
+        arguments: [&Tensor; ARGUMENTS],
+        result: &Tensor,
+        grad: &Tensor,
+    ) -> TensorResult<Gradients> {
+        let _ = (arguments, result, grad);
         Err(candle_core::Error::BackwardNotSupported { op: Self::NAME })
     }
 }
 
-/// True where fused operations run on this tensor: single precision and bf16 on the CPU.
-pub fn is_fused(xs: &Tensor) -> bool {
-    xs.device().is_cpu() && matches!(xs.dtype(), DType::F32 | DType::BF16)
+/// True where the operation itself runs on this tensor, not its composition.
+fn is_fused<O: Fused>(xs: &Tensor) -> bool {
+    let device = match xs.device() {
+        Device::Cpu => true,
+        Device::Cuda(_) => O::KERNEL,
+        Device::Metal(_) => false,
+    };
+    device && matches!(xs.dtype(), DType::F32 | DType::BF16)
 }
 
 /// Applies a differentiable operation.
 ///
 /// # Errors
-/// Those of [`Fused::shape`].
-pub fn apply(op: impl Fused, arguments: &[&Tensor]) -> TensorResult {
+/// Those of [`Fused::shape`] and of the device.
+pub fn apply<O: Fused>(op: O, arguments: &[&Tensor]) -> TensorResult {
+    if !is_fused::<O>(arguments[0]) {
+        return op.compose(arguments);
+    }
     let [a, b, c] = gather(arguments)?;
     a.apply_op3(&b, &c, Custom(op))
 }
@@ -65,8 +103,11 @@ pub fn apply(op: impl Fused, arguments: &[&Tensor]) -> TensorResult {
 /// Applies a step of a backward pass, which keeps no graph.
 ///
 /// # Errors
-/// Those of [`Fused::shape`].
-pub fn backward(op: impl Fused, arguments: &[&Tensor]) -> TensorResult {
+/// Those of [`Fused::shape`] and of the device.
+pub fn backward<O: Fused>(op: O, arguments: &[&Tensor]) -> TensorResult {
+    if !is_fused::<O>(arguments[0]) {
+        return op.compose(arguments);
+    }
     let [a, b, c] = gather(arguments)?;
     a.apply_op3_no_bwd(&b, &c, &Custom(op))
 }
@@ -79,6 +120,19 @@ fn gather(arguments: &[&Tensor]) -> TensorResult<[Tensor; ARGUMENTS]> {
         None => Tensor::zeros(0, first.dtype(), first.device()),
     };
     Ok([of(0)?, of(1)?, of(2)?])
+}
+
+/// The argument, or nothing where an empty tensor stands for an absent one.
+pub fn present<'a>(arguments: &[&'a Tensor], index: usize) -> Option<&'a Tensor> {
+    arguments.get(index).copied().filter(|tensor| tensor.elem_count() > 0)
+}
+
+/// `op` where the tensor asks for a gradient.
+///
+/// # Errors
+/// Those of `op`.
+pub fn wanted(tensor: &Tensor, op: impl FnOnce() -> TensorResult) -> TensorResult<Option<Tensor>> {
+    tensor.track_op().then(op).transpose()
 }
 
 /// Gives an operation to the tensor library.
@@ -109,15 +163,34 @@ impl<O: Fused> CustomOp3 for Custom<O> {
         Ok((out, shape))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        a: &candle_core::CudaStorage,
+        a_layout: &Layout,
+        b: &candle_core::CudaStorage,
+        b_layout: &Layout,
+        c: &candle_core::CudaStorage,
+        c_layout: &Layout,
+    ) -> TensorResult<(candle_core::CudaStorage, Shape)> {
+        let shape = self.0.shape([a_layout.dims(), b_layout.dims(), c_layout.dims()])?;
+        let storages = [(a, a_layout), (b, b_layout), (c, c_layout)];
+        let out = match &a.slice {
+            candle_core::cuda::CudaStorageSlice::BF16(_) => cuda::run::<bf16, O>(&self.0, storages, &shape)?,
+            _ => cuda::run::<f32, O>(&self.0, storages, &shape)?,
+        };
+        Ok((out, shape))
+    }
+
     fn bwd(
         &self,
         a: &Tensor,
         b: &Tensor,
         c: &Tensor,
-        _: &Tensor,
+        result: &Tensor,
         grad: &Tensor,
     ) -> TensorResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [a, b, c] = self.0.gradients([a, b, c], grad)?;
+        let [a, b, c] = self.0.gradients([a, b, c], result, grad)?;
         Ok((a, b, c))
     }
 }
@@ -131,12 +204,4 @@ fn read<'a>(storage: &'a CpuStorage, layout: &'a Layout) -> TensorResult<Argumen
         _ => Cow::Borrowed(&storage.as_slice::<f32>()?[start..end]),
     };
     Ok(Argument { data, dims: layout.dims() })
-}
-
-/// `op` where the tensor asks for a gradient.
-///
-/// # Errors
-/// Those of `op`.
-pub fn wanted(tensor: &Tensor, op: impl FnOnce() -> TensorResult) -> TensorResult<Option<Tensor>> {
-    tensor.track_op().then(op).transpose()
 }
