@@ -37,25 +37,28 @@ pub struct Base {
     pub codec: LatentCodec,
     /// The noise schedule.
     pub schedule: Schedule,
+    /// Where all of it is.
+    pub device: Device,
 }
 
 impl Base {
     /// Opens a denoiser, its text encoder (`text_encoder.safetensors` beside it) and a codec; each folder has its
-    /// `config.json`.
+    /// `config.json`. The denoiser computes in `dtype`, all else in single precision.
     ///
     /// # Errors
     /// Where a file is missing, damaged, or belongs to another config.
-    pub fn open(denoiser: &Path, codec: &Path) -> Result<Self> {
+    pub fn open(denoiser: &Path, codec: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let config: DenoiserConfig = config_beside(denoiser)?;
-        let open = |path: &Path| Weights::open(path).map(|weights| weights.builder(DType::F32, &Device::Cpu));
+        let open = |path: &Path, dtype| Weights::open(path).map(|weights| weights.builder(dtype, device));
         Ok(Self {
-            denoiser: StageC::new(&config.prior, open(denoiser)?)?,
+            denoiser: StageC::new(&config.prior, open(denoiser, dtype)?)?,
             text: TextTower::new(
                 &config.text_encoder,
-                open(&denoiser.with_file_name("text_encoder.safetensors"))?,
+                open(&denoiser.with_file_name("text_encoder.safetensors"), DType::F32)?,
             )?,
             tokenizer: Tokenizer::desk(&words())?,
-            codec: open_codec(codec)?,
+            codec: open_codec(codec, device)?,
+            device: device.clone(),
             schedule: Schedule::default(),
         })
     }
@@ -73,7 +76,7 @@ impl Base {
     /// # Errors
     /// Where the pictures differ in size, or the codec does not take it.
     pub fn encode(&self, pictures: &[Image]) -> Result<Tensor> {
-        self.codec.encode(&picture_tensor(pictures)?)
+        self.codec.encode(&picture_tensor(pictures, &self.device)?)
     }
 
     /// Latents to pictures.
@@ -89,9 +92,9 @@ impl Base {
 ///
 /// # Errors
 /// Where a file is missing, damaged, or belongs to another config.
-pub fn open_codec(path: &Path) -> Result<LatentCodec> {
+pub fn open_codec(path: &Path, device: &Device) -> Result<LatentCodec> {
     let config: latent_codec::Config = config_beside(path)?;
-    LatentCodec::new(&config, Weights::open(path)?.builder(DType::F32, &Device::Cpu))
+    LatentCodec::new(&config, Weights::open(path)?.builder(DType::F32, device))
 }
 
 fn config_beside<T: serde::de::DeserializeOwned>(weights: &Path) -> Result<T> {
@@ -125,10 +128,10 @@ pub fn conditioning_tokens(
 ///
 /// # Errors
 /// Where the sizes differ.
-pub fn picture_tensor(pictures: &[Image]) -> Result<Tensor> {
+pub fn picture_tensor(pictures: &[Image], device: &Device) -> Result<Tensor> {
     let (width, height) = pictures.first().map_or((0, 0), |p| (p.width(), p.height()));
     let data: Vec<f32> = pictures.iter().flat_map(|p| p.rgb()).map(|&v| f32::from(v) / 127.5 - 1.0).collect();
-    Ok(Tensor::from_vec(data, (pictures.len(), height, width, 3), &Device::Cpu)?)
+    Ok(Tensor::from_vec(data, (pictures.len(), height, width, 3), device)?)
 }
 
 /// Decoded pictures, (B, H, W, 3) in about [−1, 1], to bytes.

@@ -32,7 +32,11 @@ impl Scorers {
     ///
     /// # Errors
     /// Where a file is missing or damaged, or a statistic unknown.
-    pub fn open(rewards: &[(String, std::path::PathBuf)], measured: &[String]) -> Result<Self> {
+    pub fn open(
+        rewards: &[(String, std::path::PathBuf)],
+        measured: &[String],
+        device: &Device,
+    ) -> Result<Self> {
         let blank = Image::new(scenes::SIDE, scenes::SIDE, vec![0; 3 * scenes::SIDE * scenes::SIDE]);
         let known: Vec<&str> = scenes::measure(&blank).pairs().iter().map(|(name, _)| *name).collect();
         if let Some(name) = measured.iter().find(|name| *name != ALIGNMENT && !known.contains(&name.as_str()))
@@ -44,7 +48,7 @@ impl Scorers {
         }
         let rewards = rewards
             .iter()
-            .map(|(name, path)| Ok((name.clone(), open_reward(path)?)))
+            .map(|(name, path)| Ok((name.clone(), open_reward(path, device)?)))
             .collect::<Result<_>>()?;
         Ok(Self { rewards, measured: measured.to_vec() })
     }
@@ -126,7 +130,7 @@ impl Scorers {
 ///
 /// # Errors
 /// Where its files are missing or damaged.
-pub fn open_reward(path: &Path) -> Result<Reward> {
+pub fn open_reward(path: &Path, device: &Device) -> Result<Reward> {
     let beside = |name: &str| path.with_file_name(name);
     let config = beside("reward.json");
     let text = std::fs::read_to_string(&config).map_err(Error::io("read", &config))?;
@@ -138,5 +142,5 @@ pub fn open_reward(path: &Path) -> Result<Reward> {
         Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => None,
         Err(fault) => return Err(Error::io("read", &tokenizer)(fault)),
     };
-    config.open(Weights::open(path)?.builder(DType::F32, &Device::Cpu), tokenizer)
+    config.open(Weights::open(path)?.builder(DType::F32, device), tokenizer)
 }

@@ -54,7 +54,8 @@ pub fn sample(
     workers: &Workers,
     done: &(dyn Fn(usize) -> bool + Sync),
 ) -> Result<Vec<Image>> {
-    let branch = user.map(|(adapter, vector)| UserBranch::new(adapter, vector, sampling)).transpose()?;
+    let branch =
+        user.map(|(adapter, vector)| UserBranch::new(adapter, vector, sampling, &base.device)).transpose()?;
     let batches: Vec<&[Request]> = requests.chunks(BATCH).collect();
     let stopped = std::sync::atomic::AtomicBool::new(false);
     let images = workers.map(&batches, |_, batch| {
@@ -93,7 +94,7 @@ fn sample_batch(
     let mut normals = || {
         let each = config.in_channels * side * side;
         let data: Vec<f32> = draws.iter_mut().flat_map(|draw| draw.normals(each)).collect();
-        Ok(Tensor::from_vec(data, shape, &Device::Cpu)?)
+        Ok(Tensor::from_vec(data, shape, &base.device)?)
     };
     let start: Tensor = normals()?;
     let sampler = Sampler::new(base.schedule, sampling.sampler)?;
@@ -101,7 +102,7 @@ fn sample_batch(
         &start,
         |latents, timestep| {
             let noised = if guided { Tensor::cat(&[latents, latents], 0)? } else { latents.clone() };
-            let r = Tensor::full(timestep.get() as f32, noised.dim(0)?, &Device::Cpu)?;
+            let r = Tensor::full(timestep.get() as f32, noised.dim(0)?, &base.device)?;
             let pred = base.denoiser.forward(&noised, &r, &text, user.as_deref())?;
             if guided { guide_batch(&pred, sampling.guidance_scale) } else { Ok(pred) }
         },
@@ -120,9 +121,9 @@ struct UserBranch {
 }
 
 impl UserBranch {
-    fn new(adapter: &Adapter, vector: &[f32], sampling: &Sampling) -> Result<Self> {
+    fn new(adapter: &Adapter, vector: &[f32], sampling: &Sampling, device: &Device) -> Result<Self> {
         let branch = |vector: &[f32]| {
-            let vector = Tensor::from_slice(vector, (1, vector.len()), &Device::Cpu)?;
+            let vector = Tensor::from_slice(vector, (1, vector.len()), device)?;
             adapter.key_values(&adapter.tokens(&vector)?)
         };
         let conditional = branch(vector)?;

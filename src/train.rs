@@ -14,7 +14,7 @@ mod step;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::{self, Adapter, drop_user};
@@ -198,7 +198,7 @@ pub fn fine_tune(
     }
     let trainable = Trainable::new(seed);
     let blocks = base.denoiser.config().attention_blocks();
-    let adapter = Adapter::new(settings.adapter, &blocks, trainable.builder(&Device::Cpu))?;
+    let adapter = Adapter::new(settings.adapter, &blocks, trainable.builder(&base.device))?;
     let mut stepper = Stepper::new(&base.denoiser, &trainable, settings.step(), workers)?;
     let mut position = Position::default();
     if let Some(keep) = keep
@@ -206,7 +206,7 @@ pub fn fine_tune(
     {
         position = stored.position;
         trainable.load(&stored.weights)?;
-        let read = |name: &str| stored.weights.read(name, DType::F32, &Device::Cpu);
+        let read = |name: &str| stored.weights.read(name, DType::F32, &base.device);
         stepper.optimiser.restore(OPTIMISER, position.trace.len(), read)?;
     }
     let mut visits = Visits::new(examples, seed);

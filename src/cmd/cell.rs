@@ -6,8 +6,9 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
+use super::device::Compute;
 use super::image_store::ImageStore;
 use crate::adapter::{self, Adapter};
 use crate::base::Base;
@@ -21,7 +22,6 @@ use crate::evaluate::Scorers;
 use crate::generate::{Request, Sampling, sample};
 use crate::image::{self, Format};
 use crate::launch::Session;
-use crate::nn::workers::Workers;
 use crate::nn::{LearningRate, Warmup};
 use crate::pixels::Image;
 use crate::progress::Progress;
@@ -34,7 +34,7 @@ use crate::units::Digest;
 pub(super) struct Laboratory<'a> {
     plan: &'a Plan,
     session: &'a Session,
-    workers: Workers,
+    compute: &'a Compute,
     base: OnceCell<Base>,
     base_images: ImageStore,
     scorers: OnceCell<Scorers>,
@@ -50,11 +50,11 @@ const CHUNK: usize = 64;
 const KEPT_EVERY: usize = 50;
 
 impl<'a> Laboratory<'a> {
-    pub(super) fn new(plan: &'a Plan, session: &'a Session) -> Result<Self> {
-        Ok(Self {
+    pub(super) fn new(plan: &'a Plan, session: &'a Session, compute: &'a Compute) -> Self {
+        Self {
             plan,
             session,
-            workers: Workers::new(session.threads)?,
+            compute,
             base: OnceCell::new(),
             base_images: ImageStore::of_base(plan),
             scorers: OnceCell::new(),
@@ -62,7 +62,7 @@ impl<'a> Laboratory<'a> {
             preferences: OnceCell::new(),
             pairs: OnceCell::new(),
             reference: RefCell::default(),
-        })
+        }
     }
 
     /// Trains, samples and scores one cell; leaves its complete record.
@@ -103,7 +103,7 @@ impl<'a> Laboratory<'a> {
             let notes = BTreeMap::from([("training".to_owned(), cell.config["training"].to_string())]);
             save_adapter(&path, &trained.adapter, &trained.tensors, &notes)?;
         }
-        Ok((open_adapter(&path, &blocks, &Device::Cpu)?, read_trace(&folder)?))
+        Ok((open_adapter(&path, &blocks, &self.compute.device)?, read_trace(&folder)?))
     }
 
     fn train(&self, cell: &Cell, key: &str, folder: &Path, progress: &Progress) -> Result<Trained> {
@@ -120,7 +120,7 @@ impl<'a> Laboratory<'a> {
             &examples,
             &settings,
             cell.train_seed,
-            &self.workers,
+            &self.compute.workers,
             Some(&keep),
             &mut |step| {
                 // What an interrupted training had done counts as done.
@@ -249,8 +249,9 @@ impl<'a> Laboratory<'a> {
             .filter(|request| !recorder.has(&key(request)))
             .collect();
         let make = |requests: &[Request], user: Option<(&Adapter, &[f32])>| -> Result<Vec<Image>> {
-            let images =
-                sample(self.base()?, requests, &sampling, user, &self.workers, &|_| !progress.stopping())?;
+            let images = sample(self.base()?, requests, &sampling, user, &self.compute.workers, &|_| {
+                !progress.stopping()
+            })?;
             progress.check()?;
             Ok(images)
         };
@@ -266,7 +267,7 @@ impl<'a> Laboratory<'a> {
             recorder.add_seconds("sample", begun.elapsed().as_secs_f64());
             let begun = Instant::now();
             let asked: Vec<String> = chunk.iter().map(|request| request.prompt.clone()).collect();
-            let scored = self.scorers()?.score(&images, &asked, &self.workers)?;
+            let scored = self.scorers()?.score(&images, &asked, &self.compute.workers)?;
             for (((request, mut scores), image), base) in chunk.iter().zip(scored).zip(&images).zip(&of_base)
             {
                 scores.insert(DRIFT.to_owned(), image.difference(base));
@@ -292,7 +293,7 @@ impl<'a> Laboratory<'a> {
     }
 
     fn base(&self) -> Result<&Base> {
-        get_or_open(&self.base, || Base::open(&self.plan.weights("denoiser")?, &self.plan.weights("codec")?))
+        get_or_open(&self.base, || self.compute.base(&self.plan.spec.profile, &self.plan.places.assets))
     }
 
     fn scorers(&self) -> Result<&Scorers> {
@@ -307,7 +308,7 @@ impl<'a> Laboratory<'a> {
                     Ok((name, path))
                 })
                 .collect::<Result<Vec<_>>>()?;
-            Scorers::open(&rewards, measured)
+            Scorers::open(&rewards, measured, &self.compute.device)
         })
     }
 
@@ -350,7 +351,7 @@ impl<'a> Laboratory<'a> {
             let base = self.base()?;
             let origin = self.plan.data("pairs")?;
             let batches: Vec<&[Preference]> = preferences.chunks(ENCODED_AT_ONCE).collect();
-            let encoded = self.workers.map(&batches, |_, batch| -> Result<(Tensor, Tensor)> {
+            let encoded = self.compute.workers.map(&batches, |_, batch| -> Result<(Tensor, Tensor)> {
                 let images = batch
                     .iter()
                     .flat_map(|pair| [pair.image(0, &origin), pair.image(1, &origin)])

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::device::Compute;
 use super::image_store::ImageStore;
 use super::{Global, Verdict, progress, terminal};
 use crate::base::Base;
@@ -16,7 +17,6 @@ use crate::diffusion::{SamplerConfig, UnconditionalUser};
 use crate::error::Result;
 use crate::generate::{Request, Sampling, sample};
 use crate::image::{self, Format};
-use crate::nn::workers::Workers;
 use crate::pixels::Image;
 use crate::progress::Progress;
 use crate::provenance::file_digest;
@@ -74,19 +74,19 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     match arguments.action {
         Action::Make { pairs, seed, num_steps } => {
             let progress = progress(global)?;
-            let workers = Workers::new(global.threads())?;
+            let compute = global.compute()?;
             let recipe = Recipe::new(&profile, global, (pairs, seed, num_steps))?;
-            let judged = make(&recipe, &profile, global, &workers, &progress)?;
-            let made = label(recipe, &judged, &profile, global, &workers, &progress)?;
+            let judged = make(&recipe, &profile, global, &compute, &progress)?;
+            let made = label(recipe, &judged, &profile, global, &compute, &progress)?;
             drop(progress);
             made.write(&path)?;
             terminal::say(global.quiet, &format!("{} pairs in {}", judged.len(), path.display()));
         }
         Action::Score => {
             let progress = progress(global)?;
-            let workers = Workers::new(global.threads())?;
+            let compute = global.compute()?;
             let preferences = load(&path)?;
-            let scores = score(&preferences, &path, &profile, global, &workers, &progress)?;
+            let scores = score(&preferences, &path, &profile, global, &compute, &progress)?;
             scores::write(scores_path(&path), &preferences, &scores)?;
         }
         Action::Show { ref grid, pairs } => return draw(&path, grid, pairs as usize, global),
@@ -140,11 +140,10 @@ fn make(
     recipe: &Recipe,
     profile: &Profile,
     global: &Global,
-    workers: &Workers,
+    compute: &Compute,
     progress: &Progress,
 ) -> Result<Vec<Judged>> {
-    let weights = |model| profile.weights_in(&global.assets, model);
-    let base = Base::open(&weights("denoiser")?, &weights("codec")?)?;
+    let base = compute.base(profile, &global.assets)?;
     let (seed, count) = (recipe.seed, recipe.pairs as usize);
     let captions: Vec<String> = (0..count as u64)
         .map(|i| sample_scene(&mut stream(seed, "pair caption", i), OBJECTS, scenes::Split::Train).caption())
@@ -168,7 +167,7 @@ fn make(
                 .map(|&i| Request { prompt: captions[i / 2].clone(), index: i as u64, seed })
                 .collect();
             let made = store.get(&requests, |missing| {
-                let made = sample(&base, missing, &sampling, None, workers, &|_| !progress.stopping())?;
+                let made = sample(&base, missing, &sampling, None, &compute.workers, &|_| !progress.stopping())?;
                 progress.check()?;
                 Ok(made)
             })?;
@@ -206,7 +205,7 @@ fn label(
     judged: &[Judged],
     profile: &Profile,
     global: &Global,
-    workers: &Workers,
+    compute: &Compute,
     progress: &Progress,
 ) -> Result<Labelled> {
     let jury = Jury { users: USERS, seed: recipe.seed };
@@ -215,7 +214,7 @@ fn label(
         let population = Population::with(recipe.seed, Kind::Pick, config.clone());
         desk::preferences(judged, &population, jury)
     };
-    let scores = score(&labelled(&start), Path::new("pairs"), profile, global, workers, progress)?;
+    let scores = score(&labelled(&start), Path::new("pairs"), profile, global, compute, progress)?;
     let config = calibrate(judged, &scores, &start, jury, &PICK_A_PIC)?;
     let preferences = labelled(&config);
     recipe.population = Some(config);
@@ -253,10 +252,10 @@ fn score(
     origin: &Path,
     profile: &Profile,
     global: &Global,
-    workers: &Workers,
+    compute: &Compute,
     progress: &Progress,
 ) -> Result<Scores> {
-    let scorers = super::score::open(profile, global, &|note| progress.note(note))?;
+    let scorers = super::score::open(profile, global, &compute.device, &|note| progress.note(note))?;
     let names = scorers.names();
     progress.begin("score pairs", preferences.len());
     let mut values = vec![Vec::with_capacity(preferences.len()); names.len()];
@@ -269,7 +268,7 @@ fn score(
                 prompts.push(pair.caption.clone());
             }
         }
-        let scored = scorers.score(&images, &prompts, workers)?;
+        let scored = scorers.score(&images, &prompts, &compute.workers)?;
         for sides in scored.chunks_exact(2) {
             for (name, values) in names.iter().zip(&mut values) {
                 values.push([sides[0][name], sides[1][name]]);

@@ -2,9 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
-
 use super::cell::{CONSTANT_USER, sampling};
+use super::device::Compute;
 use super::{Global, Verdict, progress, terminal};
 use crate::adapter::Adapter;
 use crate::base::Base;
@@ -13,7 +12,6 @@ use crate::data::{images, prompts};
 use crate::error::{Error, Result, nearest};
 use crate::generate::{Request, sample};
 use crate::image::{self, Cell, Sheet};
-use crate::nn::workers::Workers;
 use crate::spec::{Condition, Spec};
 use crate::units::Seed;
 
@@ -65,8 +63,8 @@ Examples:
 
 pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verdict> {
     let spec = Spec::load(&global.request(&arguments.study))?;
-    let weights = |model| spec.profile.weights_in(&global.assets, model);
-    let base = Base::open(&weights("denoiser")?, &weights("codec")?)?;
+    let compute = global.compute()?;
+    let base = compute.base(&spec.profile, &global.assets)?;
     let adapter = adapter(arguments, global, &spec, &base)?;
     let user = user(arguments, &spec, adapter.as_ref())?;
     let requests = requests(arguments, global, &spec)?;
@@ -74,8 +72,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     let progress = progress(global)?;
     progress.begin("sample", requests.len());
     let user = adapter.as_ref().zip(user.as_deref());
-    let workers = Workers::new(global.threads())?;
-    let pictures = sample(&base, &requests, &sampling(&spec.sample), user, &workers, &|count| {
+    let pictures = sample(&base, &requests, &sampling(&spec.sample), user, &compute.workers, &|count| {
         progress.advance(count);
         !progress.stopping()
     })?;
@@ -113,7 +110,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
 /// The adapter that was asked for: a file, or what a method's training left in the cache.
 fn adapter(arguments: &Arguments, global: &Global, spec: &Spec, base: &Base) -> Result<Option<Adapter>> {
     let open =
-        |path: &Path| open_adapter(path, &base.denoiser.config().attention_blocks(), &Device::Cpu).map(Some);
+        |path: &Path| open_adapter(path, &base.denoiser.config().attention_blocks(), &base.device).map(Some);
     if let Some(path) = &arguments.adapter {
         return open(path);
     }

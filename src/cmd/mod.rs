@@ -7,6 +7,7 @@
 mod cell;
 mod clean;
 mod data;
+mod device;
 mod generate;
 mod image_store;
 mod pretrain;
@@ -23,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+use self::device::Compute;
 use crate::error::Error;
 use crate::progress::Progress;
 use crate::spec::{Places, Request, Seeds, Size};
@@ -90,9 +92,9 @@ struct Global {
     /// Training seeds: `5` is 0 to 4, `3,5` is these two [default: the study's]
     #[arg(long, global = true, value_name = "N|LIST")]
     seeds: Option<Seeds>,
-    /// Where to compute: `cpu`, or `auto` for the best device that this build can use
+    /// Where to compute: `cpu`, `cuda`, `cuda:N`, or `auto` for a GPU where there is one
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
-    device: Device,
+    device: device::Choice,
     /// Worker threads [default: all cores]
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
@@ -134,31 +136,6 @@ struct Global {
 /// The folder of what is published, below those of records and of figures.
 const RELEASED: &str = "released";
 
-/// Where to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Device;
-
-impl std::str::FromStr for Device {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "cpu" | "auto" => Ok(Self),
-            cuda if cuda.split(':').next() == Some("cuda") => {
-                Err("this build computes on the CPU only; expected cpu or auto".into())
-            }
-            _ => Err("expected cpu or auto".into()),
-        }
-    }
-}
-
-impl Device {
-    /// The name that records carry.
-    fn name(self) -> &'static str {
-        "cpu"
-    }
-}
-
 impl Global {
     fn request(&self, study: &str) -> Request {
         Request {
@@ -182,6 +159,10 @@ impl Global {
             cache: self.cache.clone(),
             assets: self.assets.clone(),
         }
+    }
+
+    fn compute(&self) -> crate::error::Result<Compute> {
+        Compute::open(self.device, self.threads())
     }
 
     fn threads(&self) -> usize {

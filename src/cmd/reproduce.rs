@@ -150,8 +150,9 @@ fn print_columns<const N: usize>(lines: &[[String; N]]) {
 /// Runs what is missing, and says how it went.
 fn execute(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
     let progress = progress(global)?;
-    let session = Session::begin(plan, global.threads(), global.device.name())?;
-    let laboratory = Laboratory::new(plan, &session)?;
+    let compute = global.compute()?;
+    let session = Session::begin(plan, global.threads(), &compute.name())?;
+    let laboratory = Laboratory::new(plan, &session, &compute);
     let outcome = local::run(plan, &session, &progress, |cell, progress| laboratory.run(cell, progress))?;
     drop(progress);
     finish(plan, &outcome, global)?;

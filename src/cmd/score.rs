@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
+
+use super::device::Compute;
 use super::{Global, Verdict, progress, terminal};
 use crate::data::images;
 use crate::error::{Error, Result};
 use crate::evaluate::Scorers;
 use crate::image;
-use crate::nn::workers::Workers;
 use crate::pixels::Image;
 use crate::spec::{Profile, Spec};
 
@@ -43,8 +45,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     let profile = Spec::load(&global.request("table1"))?.profile;
     let items = items(arguments)?;
     let progress = progress(global)?;
-    let scorers = open(&profile, global, &|note| progress.note(note))?;
-    let workers = Workers::new(global.threads())?;
+    let Compute { device, workers } = global.compute()?;
+    let scorers = open(&profile, global, &device, &|note| progress.note(note))?;
     progress.begin("score", items.len());
     let pictures = items.iter().map(|item| image::read(&item.path)).collect::<Result<Vec<Image>>>()?;
     let prompts: Vec<String> = items.iter().map(|item| item.prompt.clone()).collect();
@@ -80,7 +82,12 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
 }
 
 /// The rewards of a profile that have weights, their twins, and its measured statistics.
-pub(super) fn open(profile: &Profile, global: &Global, note: &dyn Fn(&str)) -> Result<Scorers> {
+pub(super) fn open(
+    profile: &Profile,
+    global: &Global,
+    device: &Device,
+    note: &dyn Fn(&str),
+) -> Result<Scorers> {
     let twins = profile.rewards.iter().map(|reward| Profile::twin(reward));
     let mut rewards = Vec::new();
     for name in profile.rewards.iter().cloned().chain(twins) {
@@ -90,7 +97,7 @@ pub(super) fn open(profile: &Profile, global: &Global, note: &dyn Fn(&str)) -> R
             None => {}
         }
     }
-    Scorers::open(&rewards, &profile.measured)
+    Scorers::open(&rewards, &profile.measured, device)
 }
 
 fn items(arguments: &Arguments) -> Result<Vec<Item>> {

@@ -1,6 +1,6 @@
 //! What Stage C and the desk's latent codec are both built of.
 
-use candle_core::{D, Tensor};
+use candle_core::{D, DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
 use crate::nn::{self, TensorResult};
@@ -31,6 +31,11 @@ impl Linear {
     /// (…, inputs) to (…, outputs).
     pub fn forward(&self, xs: &Tensor) -> TensorResult {
         nn::linear(xs, &self.weight, Some(&self.bias))
+    }
+
+    /// The precision of its weight.
+    pub fn dtype(&self) -> DType {
+        self.weight.dtype()
     }
 
     /// Its weight and bias.

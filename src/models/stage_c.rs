@@ -7,6 +7,8 @@
 //!
 //! Deliberately absent: Stage B's pixel and EfficientNet mappers, block repeats, and dropout (0 in all uses here).
 
+use std::num::NonZeroUsize;
+
 use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
@@ -187,6 +189,8 @@ struct Level {
 #[derive(Debug, Clone)]
 pub struct StageC {
     config: Config,
+    /// How many layers of a level at a time make their activations again on the way back instead of keeping them.
+    recomputed: Option<NonZeroUsize>,
     text_mapper: Linear,
     pooled_mapper: Linear,
     image_mapper: Linear,
@@ -277,8 +281,20 @@ impl StageC {
             down,
             up,
             head: Linear::pointwise(width(0), config.out_channels * patch, Init::Const(0.0), vb.pp("clf.1"))?,
+            recomputed: None,
             config: config.clone(),
         })
+    }
+
+    /// The same model, which where a user trains keeps only every so many layers' input within a level, and makes what lies
+    /// between again on the way back: less memory for one more forward pass.
+    pub fn recomputing(self, layers: NonZeroUsize) -> Self {
+        Self { recomputed: Some(layers), ..self }
+    }
+
+    /// The precision of its weights and activations.
+    pub fn dtype(&self) -> DType {
+        self.embedding.dtype()
     }
 
     /// The model's numbers.
@@ -303,9 +319,10 @@ impl StageC {
             let (batch, count, _) = xs.dims3()?;
             xs.reshape((batch, count * self.config.clip_seq, self.config.conditioning_dim))
         };
-        let text = self.text_mapper.forward(text)?;
-        let pooled = split(self.pooled_mapper.forward(pooled)?)?;
-        let image = split(self.image_mapper.forward(image)?)?;
+        let cast = |xs: &Tensor| xs.to_dtype(self.dtype());
+        let text = self.text_mapper.forward(&cast(text)?)?;
+        let pooled = split(self.pooled_mapper.forward(&cast(pooled)?)?)?;
+        let image = split(self.image_mapper.forward(&cast(image)?)?)?;
         Ok(norm(&Tensor::cat(&[text, pooled, image], 1)?)?)
     }
 
@@ -321,7 +338,7 @@ impl StageC {
     ///
     /// # Shapes
     /// `noised` (B, 16, h, w), `timestep` (B) in [0, 1]; `text` and `user` hold one entry for each attention block,
-    /// keys and values (B, M, C). Result (B, 16, h, w).
+    /// keys and values (B, M, C). Result (B, 16, h, w), in the latents' own precision whatever the model's.
     ///
     /// # Errors
     /// Where the shapes do not fit.
@@ -365,20 +382,24 @@ impl StageC {
         let width = self.config.timestep_ratio_embedding_dim;
         let embeddings = std::iter::once(timestep)
             .chain(scalars)
-            .map(|t| timestep_embedding(t, width)?.to_dtype(noised.dtype()))
+            .map(|t| timestep_embedding(t, width)?.to_dtype(self.dtype()))
             .collect::<TensorResult<Vec<_>>>()?;
-        let mut external = text.iter().zip((0..blocks).map(|i| user.map(|user| &user[i])));
-        let mut run = |mut xs: Tensor, layers: &[Layer], skip: Option<&Tensor>| -> TensorResult {
-            for (i, layer) in layers.iter().enumerate() {
-                xs = layer.residual.forward(&xs, skip.filter(|_| i == 0))?;
-                xs = layer.timestep.forward(&xs, &embeddings)?;
-                let (text, user) = external.next().expect("one entry for each attention block was checked");
-                xs = layer.attention.forward(&xs, text, user)?;
-            }
-            Ok(xs)
+        let mut done = 0;
+        let mut run = |xs: Tensor, layers: &[Layer], skip: Option<&Tensor>| -> TensorResult {
+            let blocks = done..done + layers.len();
+            done = blocks.end;
+            let (text, user) = (&text[blocks.clone()], user.map(|user| &user[blocks]));
+            let (Some(user), Some(each)) = (user, self.recomputed) else {
+                return run_layers(&xs, layers, skip, &embeddings, text, user);
+            };
+            let each = each.get();
+            let parts = layers.chunks(each).zip(text.chunks(each)).zip(user.chunks(each)).enumerate();
+            parts.into_iter().try_fold(xs, |xs, (i, ((layers, text), user))| {
+                run_again(&xs, layers, skip.filter(|_| i == 0), &embeddings, text, user)
+            })
         };
 
-        let xs = pixel_unshuffle_to_nhwc(noised, self.config.patch_size)?;
+        let xs = pixel_unshuffle_to_nhwc(&noised.to_dtype(self.dtype())?, self.config.patch_size)?;
         let mut xs = norm(&self.embedding.forward(&xs)?)?; // (B, h, w, C)
         let mut outputs = Vec::with_capacity(self.down.len());
         for level in &self.down {
@@ -396,8 +417,50 @@ impl StageC {
             }
         }
         let xs = self.head.forward(&norm(&xs)?)?;
-        Ok(pixel_shuffle_to_nchw(&xs, self.config.patch_size)?)
+        Ok(pixel_shuffle_to_nchw(&xs, self.config.patch_size)?.to_dtype(noised.dtype())?)
     }
+}
+
+/// The layers of a level in turn; `skip` goes into the first.
+fn run_layers(
+    xs: &Tensor,
+    layers: &[Layer],
+    skip: Option<&Tensor>,
+    embeddings: &[Tensor],
+    text: &[KeyValue],
+    user: Option<&[KeyValue]>,
+) -> TensorResult {
+    let mut xs = xs.clone();
+    for (i, layer) in layers.iter().enumerate() {
+        xs = layer.residual.forward(&xs, skip.filter(|_| i == 0))?;
+        xs = layer.timestep.forward(&xs, embeddings)?;
+        xs = layer.attention.forward(&xs, &text[i], user.map(|user| &user[i]))?;
+    }
+    Ok(xs)
+}
+
+/// As [`run_layers`], without keeping the activations in between: they are made again on the way back. All blocks' keys
+/// and values of the users go in as one tensor.
+fn run_again(
+    xs: &Tensor,
+    layers: &[Layer],
+    skip: Option<&Tensor>,
+    embeddings: &[Tensor],
+    text: &[KeyValue],
+    user: &[KeyValue],
+) -> TensorResult {
+    let users = Tensor::cat(&user.iter().map(KeyValue::tensor).collect::<Vec<_>>(), 2)?;
+    let none = Tensor::zeros(0, xs.dtype(), xs.device())?;
+    let inputs = [xs, skip.unwrap_or(&none), &users];
+    let (layers, embeddings, text) = (layers.to_vec(), embeddings.to_vec(), text.to_vec());
+    nn::recompute(inputs, move |[xs, skip, users]| {
+        let width = users.dim(2)? / layers.len();
+        let user = (0..layers.len())
+            .map(|i| Ok(KeyValue::new(users.narrow(2, i * width, width)?)))
+            .collect::<TensorResult<Vec<_>>>()?;
+        let skip = Some(skip).filter(|skip| skip.elem_count() > 0);
+        run_layers(xs, &layers, skip, &embeddings, &text, Some(&user))
+    })
 }
 
 /// Torch's pixel unshuffle (channel outermost, then the patch), channels last.

@@ -115,7 +115,8 @@ pub fn decoupled_attention(
 ) -> TensorResult {
     let texts = text.tokens()?;
     let external = match user {
-        Some(user) => Tensor::cat(&[&text.both, &user.both], 1)?,
+        // What trains may be kept in a higher precision than the model.
+        Some(user) => Tensor::cat(&[&text.both, &user.both.to_dtype(text.both.dtype())?], 1)?,
         None => text.both.clone(),
     };
     let op = Attention {

@@ -28,6 +28,7 @@ mod linear;
 mod modulate;
 mod norm;
 mod op;
+mod recompute;
 mod slice;
 pub mod workers;
 
@@ -40,6 +41,7 @@ pub use learning_rate::{Decay, LearningRate, Warmup};
 pub use linear::linear;
 pub use modulate::modulate;
 pub use norm::{grn, layer_norm};
+pub use recompute::recompute;
 
 impl From<candle_core::Error> for Error {
     /// An error of this crate that travelled through the tensor library comes out as itself.

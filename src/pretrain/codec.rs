@@ -142,7 +142,7 @@ fn batch(seed: Seed, count: usize, index: u64) -> Result<Tensor> {
     let pictures: Vec<Image> = (0..count as u64)
         .map(|i| training_picture(seed, "codec scene", index * count as u64 + i, OBJECTS).1)
         .collect();
-    picture_tensor(&pictures)
+    picture_tensor(&pictures, &Device::Cpu)
 }
 
 /// Latents with noise of a strength drawn for the whole micro-batch.
@@ -220,7 +220,7 @@ pub fn run_decoder(
     progress: &mut dyn FnMut(Step) -> bool,
 ) -> Result<()> {
     let former = Manifest::read_checked(from)?;
-    let codec = open_codec(&from.join(FILE))?;
+    let codec = open_codec(&from.join(FILE), &Device::Cpu)?;
     let model = latent_codec::Config {
         decoder_blocks: config.blocks.clone(),
         decoder_widths: Some(config.widths.clone()),
@@ -265,12 +265,12 @@ const FILE: &str = "codec.safetensors";
 
 /// Mean absolute error, of 255 grey levels, over 256 scenes that training never saw.
 fn reconstruction_error(path: &Path, seed: Seed) -> Result<f64> {
-    let codec = open_codec(path)?;
+    let codec = open_codec(path, &Device::Cpu)?;
     let mut total = 0.0;
     for batch in 0..8u64 {
         let pictures: Vec<Image> =
             (0..32).map(|i| training_picture(seed, "codec evaluation", batch * 32 + i, OBJECTS).1).collect();
-        let target = picture_tensor(&pictures)?;
+        let target = picture_tensor(&pictures, &Device::Cpu)?;
         let difference = (codec.decode(&codec.encode(&target)?)? - target)?;
         total += f64::from(difference.abs()?.mean_all()?.to_scalar::<f32>()?) * 127.5 / 8.0;
     }
@@ -284,7 +284,7 @@ fn calibrate(model: &latent_codec::Config, path: &Path, seed: Seed) -> Result<(T
     for batch in 0..64u64 {
         let pictures: Vec<Image> =
             (0..32).map(|i| training_picture(seed, "codec calibration", batch * 32 + i, OBJECTS).1).collect();
-        raw.push(codec.encode_raw(&picture_tensor(&pictures)?)?);
+        raw.push(codec.encode_raw(&picture_tensor(&pictures, &Device::Cpu)?)?);
     }
     let (mean, std) = moments(&Tensor::cat(&raw, 0)?)?;
     Ok((mean.flatten_all()?, std.flatten_all()?))
@@ -319,7 +319,8 @@ mod tests {
             ..decoder
         };
         run_decoder(&decoder, &first, &second, 1, &mut |_| true).unwrap();
-        let [before, after] = [&first, &second].map(|folder| open_codec(&folder.join(FILE)).unwrap());
+        let [before, after] =
+            [&first, &second].map(|folder| open_codec(&folder.join(FILE), &Device::Cpu).unwrap());
         let pictures = batch(Seed::new(1), 2, 0).unwrap();
         let latents = [&before, &after].map(|codec| codec.encode(&pictures).unwrap().flatten_all().unwrap());
         let [one, two] = latents.map(|latents| latents.to_vec1::<f32>().unwrap());

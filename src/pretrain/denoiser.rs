@@ -185,7 +185,7 @@ impl Parts {
             pictures.push(picture);
             timesteps.push(self.schedule.training_timestep(config.focus.draw(step, &mut draw)));
         }
-        let latents = self.codec.encode(&picture_tensor(&pictures)?)?;
+        let latents = self.codec.encode(&picture_tensor(&pictures, &Device::Cpu)?)?;
         let noise = Tensor::from_vec(draw.normals(latents.elem_count()), latents.shape(), latents.device())?;
         let noised = self.schedule.add_noise(&latents, &noise, &timesteps)?;
         let tokens = conditioning_tokens(&self.denoiser, &self.text, &self.tokenizer, &captions)?;
@@ -307,7 +307,7 @@ mod tests {
         let mut recipe = DenoiserConfig::smoke().unwrap();
         recipe.optimisation = Optimisation { steps: 4, restarts: vec![2], ..recipe.optimisation };
         let train = |from: &str, to: &str, until: usize| {
-            let codec = open_codec(&folder("codec").join("codec.safetensors")).unwrap();
+            let codec = open_codec(&folder("codec").join("codec.safetensors"), &Device::Cpu).unwrap();
             let (from, to) = (folder(from), folder(to));
             run(&recipe, codec, &from, &to, 1, &mut |step| step.step < until).unwrap();
             Manifest::read_checked(&to).unwrap()

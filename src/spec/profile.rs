@@ -1,6 +1,7 @@
 //! A profile: which weights and data an experiment runs on, and how large.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -26,9 +27,40 @@ pub struct Profile {
     pub weights: BTreeMap<String, PathBuf>,
     /// The file of each data set (`pairs`, `validation`, `test`), from the assets folder.
     pub data: BTreeMap<String, PathBuf>,
+    /// The precision of the denoiser's weights and activations.
+    #[serde(default)]
+    pub precision: Precision,
+    /// How many of the denoiser's layers at a time make their activations again on the way back instead of keeping them;
+    /// absent: all are kept. Changes memory and time, no number.
+    #[serde(default)]
+    pub recomputed_layers: Option<NonZeroUsize>,
     /// What work costs on one core, for estimates.
     #[serde(default)]
     pub cost: Cost,
+}
+
+/// The precision of the denoiser; adapters and their optimiser are in single precision either way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", try_from = "String")]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    F32,
+    /// bf16: half the memory, and the exponents of single precision.
+    Bf16,
+}
+
+impl TryFrom<String> for Precision {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        match text.as_str() {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            "f16" => Err("Stage C overflows in f16; expected f32 or bf16".into()),
+            _ => Err(format!("unknown precision `{text}`, expected f32 or bf16")),
+        }
+    }
 }
 
 impl Profile {

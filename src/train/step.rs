@@ -4,7 +4,7 @@
 //! go back through the denoiser. Gradients are summed in the order of the micro-batches, so the result does not depend
 //! on the number of workers. The policy with the user branch off *is* the reference.
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 
 use super::Step;
 use crate::error::{Error, Result};
@@ -135,7 +135,7 @@ impl<'a> Stepper<'a> {
         let items: Vec<(Predicted, Vec<f32>)> = predicted.into_iter().zip(coefficients).collect();
         let variables = &self.variables;
         let mut grads = sum_in_order(self.workers.map(&items, |_, (predicted, coefficients)| {
-            let weights = Tensor::from_slice(coefficients, coefficients.len(), &Device::Cpu)?;
+            let weights = Tensor::from_slice(coefficients, coefficients.len(), predicted.errors.device())?;
             let mut grads = (&predicted.errors * weights)?.sum_all()?.backward()?;
             Ok(variables.iter().map(|(_, var)| grads.remove(var)).collect())
         }))?;

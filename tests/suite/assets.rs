@@ -68,12 +68,14 @@ fn every_model_belongs_to_its_manifest_and_to_its_recipe() {
 fn every_model_opens() {
     for (name, folder) in models() {
         match name.as_str() {
-            "codec" => drop(open_codec(&folder.join("codec.safetensors")).unwrap()),
+            "codec" => {
+                drop(open_codec(&folder.join("codec.safetensors"), &candle_core::Device::Cpu).unwrap())
+            }
             "denoiser" => {
                 let codec = folder.with_file_name("codec").join("codec.safetensors");
-                Base::open(&folder.join("prior.safetensors"), &codec).unwrap();
+                Base::open(&folder.join("prior.safetensors"), &codec, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
             }
-            _ => drop(open_reward(&folder.join("model.safetensors")).unwrap()),
+            _ => drop(open_reward(&folder.join("model.safetensors"), &candle_core::Device::Cpu).unwrap()),
         }
     }
 }

@@ -235,3 +235,51 @@ fn a_projector_with_a_bias_learns_the_absent_user() {
     assert!(adapter.tokens(&tokens).is_err());
     assert!(adapter.key_values(&absent).is_err());
 }
+
+/// The gradients of a PPD loss's errors with respect to every parameter of a branch that has begun to learn.
+fn branch_gradients(model: &StageC) -> BTreeMap<String, Tensor> {
+    let (blocks, golden) = (denoiser().1, weights("ppd_step"));
+    let batch = Batch::of(&golden, 0, model);
+    let trainable = Trainable::new(Seed::new(7));
+    let adapter = Adapter::new(USER, &blocks, trainable.builder(&Device::Cpu)).unwrap();
+    for (name, var) in trainable.vars() {
+        if name.ends_with("to_v_ip.weight") {
+            var.set(&read(&golden, &format!("step0.after.{name}"))).unwrap();
+        }
+    }
+    let users = Tensor::new(&[[1.0f32, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], &Device::Cpu).unwrap();
+    let user = adapter.key_values(&adapter.tokens(&users).unwrap()).unwrap();
+    let [chosen, rejected] = batch.errors(model, Some(&user));
+    let gradients = (chosen - rejected).unwrap().sum_all().unwrap().backward().unwrap();
+    let of = |(name, var): (String, Var)| {
+        let gradient = gradients.get(&var).unwrap_or_else(|| panic!("{name} got no gradient")).clone();
+        (name, gradient)
+    };
+    trainable.vars().into_iter().map(of).collect()
+}
+
+#[test]
+fn activations_that_are_made_again_change_no_gradient() {
+    let kept = branch_gradients(&denoiser().0);
+    for layers in [1, 2, 100] {
+        let again = branch_gradients(&denoiser().0.recomputing(layers.try_into().unwrap()));
+        for (name, gradient) in &kept {
+            assert!(norm(gradient) > 0.0, "{name}");
+            assert_eq!(numbers(gradient), numbers(&again[name]), "{name}, {layers} layers at a time");
+        }
+    }
+}
+
+#[test]
+fn a_model_in_bf16_trains_a_branch_in_single_precision() {
+    let config: stage_c::Config = json("config.json");
+    let half = StageC::new(&config, weights("prior").builder(DType::BF16, &Device::Cpu)).unwrap();
+    assert_eq!(half.dtype(), DType::BF16);
+    let (single, half) = (branch_gradients(&denoiser().0), branch_gradients(&half));
+    for (name, gradient) in &single {
+        assert_eq!(half[name].dtype(), DType::F32, "{name}");
+        // Eight bits of mantissa through two dozen layers.
+        let error = relative(&half[name], gradient);
+        assert!(error < 0.1, "{name}: {error}");
+    }
+}

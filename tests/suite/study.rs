@@ -70,7 +70,7 @@ fn train_models(desk: &Path) {
     codec::run(&CodecConfig::smoke(), &folder("codec"), 1, &mut |_| true).unwrap();
 
     let recipe = DenoiserConfig::smoke().unwrap();
-    let codec = open_codec(&desk.join("codec/codec.safetensors")).unwrap();
+    let codec = open_codec(&desk.join("codec/codec.safetensors"), &candle_core::Device::Cpu).unwrap();
     denoiser::run(&recipe, codec, &folder("shipped"), &folder("denoiser"), 1, &mut |_| true).unwrap();
 
     for (clip_name, hps_name, aesthetic_name, seed) in

@@ -60,6 +60,7 @@ fn base() -> Base {
         tokenizer,
         codec: LatentCodec::new(&codec, frozen(&codec_weights)).unwrap(),
         schedule: Schedule::default(),
+        device: Device::Cpu,
     }
 }
 

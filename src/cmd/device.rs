@@ -1,0 +1,142 @@
+//! Where to compute: `--device`.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, DeviceLocation};
+
+use crate::base::Base;
+use crate::error::{Error, Result};
+use crate::nn::workers::Workers;
+use crate::spec::{Precision, Profile};
+
+/// What was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Choice {
+    /// The first GPU where this build and this machine have one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of that number.
+    Cuda(usize),
+}
+
+const EXPECTED: &str = "expected cpu, cuda, cuda:N or auto";
+
+impl std::str::FromStr for Choice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => match text.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(ordinal)) => Ok(Self::Cuda(ordinal)),
+                _ => Err(EXPECTED.into()),
+            },
+        }
+    }
+}
+
+impl Choice {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] where a GPU is asked for that this build or this machine does not have.
+    pub(super) fn open(self) -> Result<Device> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Auto => Ok(cuda(0).unwrap_or(Device::Cpu)),
+            Self::Cuda(ordinal) => cuda(ordinal),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(ordinal: usize) -> Result<Device> {
+    Device::new_cuda(ordinal).map_err(|fault| {
+        let fault = Error::from(fault);
+        Error::Spec(format!("--device cuda:{ordinal}: {fault}; `--device cpu` computes without a GPU"))
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(ordinal: usize) -> Result<Device> {
+    Err(Error::Spec(format!(
+        "--device cuda:{ordinal}: this build computes on the CPU only; build it with `--features cuda`, or leave the \
+         option out"
+    )))
+}
+
+/// A device, and the workers that feed it.
+pub(super) struct Compute {
+    pub(super) device: Device,
+    pub(super) workers: Workers,
+}
+
+impl Compute {
+    /// As many workers as threads on the CPU; a GPU is fed by one, for its kernels wait for each other anyway.
+    ///
+    /// # Errors
+    /// Those of [`Choice::open`], and where threads cannot be started.
+    pub(super) fn open(choice: Choice, threads: usize) -> Result<Self> {
+        let device = choice.open()?;
+        let workers = Workers::new(if device.is_cpu() { threads } else { 1 })?;
+        Ok(Self { device, workers })
+    }
+
+    /// Opens a profile's denoiser with what stands around it.
+    ///
+    /// # Errors
+    /// Where a file is missing, damaged, or belongs to another config.
+    pub(super) fn base(&self, profile: &Profile, assets: &Path) -> Result<Base> {
+        let weights = |model| profile.weights_in(assets, model);
+        let dtype = match profile.precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        };
+        let mut base = Base::open(&weights("denoiser")?, &weights("codec")?, dtype, &self.device)?;
+        if let Some(layers) = profile.recomputed_layers {
+            base.denoiser = base.denoiser.recomputing(layers);
+        }
+        Ok(base)
+    }
+
+    /// The name that records carry: `cpu` or `cuda:0`.
+    pub(super) fn name(&self) -> String {
+        match self.device.location() {
+            DeviceLocation::Cpu => "cpu".into(),
+            DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+            DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_devices_are_read() {
+        for (text, choice) in [
+            ("auto", Choice::Auto),
+            ("cpu", Choice::Cpu),
+            ("cuda", Choice::Cuda(0)),
+            ("cuda:3", Choice::Cuda(3)),
+        ] {
+            assert_eq!(text.parse(), Ok(choice));
+        }
+        for text in ["gpu", "cuda:", "cuda:x", "CUDA"] {
+            assert_eq!(text.parse::<Choice>(), Err(EXPECTED.into()));
+        }
+        assert!(Choice::Cpu.open().unwrap().is_cpu());
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_gpu_that_the_build_cannot_use_is_refused_with_the_way_out() {
+        let message = Choice::Cuda(1).open().unwrap_err().to_string();
+        assert!(message.contains("cuda:1") && message.contains("--features cuda"), "{message}");
+        assert!(Choice::Auto.open().unwrap().is_cpu());
+    }
+}
