@@ -39,6 +39,7 @@ pub mod provenance;
 pub mod record;
 pub mod weights;
 
+pub mod collective;
 pub mod evaluate;
 pub mod generate;
 pub mod launch;

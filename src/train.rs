@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::adapter::{self, Adapter, drop_user};
 use crate::base::Base;
 use crate::checkpoint;
+use crate::collective::{self, Collective};
 use crate::error::{Error, Result};
 use crate::nn::workers::Workers;
 use crate::nn::{KeyValue, LearningRate};
@@ -96,7 +97,7 @@ impl Pairs {
     }
 }
 
-/// What a training works on, shared with others.
+/// What a training works on and with, shared with others.
 pub struct Bench<'a> {
     /// The frozen base model.
     pub base: &'a Base,
@@ -104,6 +105,10 @@ pub struct Bench<'a> {
     pub pairs: &'a Pairs,
     /// What the base itself makes of them, for this seed and text dropout.
     pub reference: &'a ReferenceErrors,
+    /// The threads that take micro-batches.
+    pub workers: &'a Workers,
+    /// The processes that share each batch.
+    pub collective: &'a dyn Collective,
 }
 
 /// Where a training keeps its state.
@@ -181,11 +186,11 @@ pub fn fine_tune(
     examples: &[Example],
     settings: &Settings,
     seed: Seed,
-    workers: &Workers,
     keep: Option<&Keep>,
     observe: &mut dyn FnMut(&Step) -> bool,
 ) -> Result<Trained> {
-    let Bench { base, pairs, .. } = bench;
+    let Bench { base, pairs, workers, collective, .. } = bench;
+    let collective = *collective;
     if let Some(example) = examples.iter().find(|example| example.pair >= pairs.len()) {
         let count = pairs.len();
         return Err(Error::Shape(format!(
@@ -193,13 +198,14 @@ pub fn fine_tune(
             example.pair
         )));
     }
+    collective::check(settings.pairs_per_step, collective.ranks())?;
     if examples.is_empty() {
         return Err(Error::Spec("no pair is left to train on; lower train.gap_filter or add pairs".into()));
     }
     let trainable = Trainable::new(seed);
     let blocks = base.denoiser.config().attention_blocks();
     let adapter = Adapter::new(settings.adapter, &blocks, trainable.builder(&base.device))?;
-    let mut stepper = Stepper::new(&base.denoiser, &trainable, settings.step(), workers)?;
+    let mut stepper = Stepper::new(&base.denoiser, &trainable, settings.step(), workers, collective)?;
     let mut position = Position::default();
     if let Some(keep) = keep
         && let Some(stored) = checkpoint::load::<Position>(keep.path, keep.config)?
@@ -215,7 +221,8 @@ pub fn fine_tune(
     }
     for step in position.trace.len()..settings.steps {
         let batch: Vec<Visit> = (0..settings.pairs_per_step).map(|_| visits.next()).collect();
-        let micro_batches: Vec<&[Visit]> = batch.chunks(MICRO_BATCH).collect();
+        let micro_batches: Vec<&[Visit]> =
+            collective::share(&batch, collective)?.chunks(MICRO_BATCH).collect();
         let learning_rate = settings.learning_rate.at(step);
         let taken = stepper.step(
             step,
@@ -260,7 +267,7 @@ fn micro_batch(
     settings: &Settings,
     seed: Seed,
 ) -> Result<MicroBatch> {
-    let Bench { base, pairs, reference } = bench;
+    let Bench { base, pairs, reference, .. } = bench;
     let images = if settings.objective.needs().rejected { 2 } else { 1 };
     let count = visits.len();
     let (_, _, channels, height, width) = pairs.latents.dims5()?;

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use candle_core::{D, DType, Device, Tensor};
 use ppd::adapter::{self, Adapter};
+use ppd::collective::Alone;
 use ppd::diffusion::{Sampler, SamplerConfig, Schedule, guide_batch};
 use ppd::models::stage_c::{self, KeyValue, StageC};
 use ppd::nn::workers::Workers;
@@ -96,7 +97,7 @@ pub fn step(inputs: &Path, threads: usize, reps: usize, cached: bool) -> Result<
     let dpo = dpo::Config { beta: Beta::new(2000.0)?, half_factor: true, timesteps: 1.0 };
     let settings =
         StepSettings { objective: objective::Config::Dpo(dpo), weight_decay: 1e-2, max_grad_norm: 1e9 };
-    let mut stepper = Stepper::new(&exported.denoiser, &trainable, settings, &workers)?;
+    let mut stepper = Stepper::new(&exported.denoiser, &trainable, settings, &workers, &Alone)?;
     let count = chosen.dim(0)?;
     let starts: Vec<usize> = (0..count).step_by(MICRO_BATCH).collect();
     let known = std::sync::Mutex::new(std::collections::BTreeMap::<usize, Vec<[f64; 2]>>::new());

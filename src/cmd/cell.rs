@@ -13,6 +13,7 @@ use super::image_store::ImageStore;
 use crate::adapter::{self, Adapter};
 use crate::base::Base;
 use crate::checkpoint::{open_adapter, save_adapter};
+use crate::collective::Alone;
 use crate::data::labels::comparisons;
 use crate::data::prompts::{self, Prompt};
 use crate::data::{Preference, Split, pick_a_pic, scores};
@@ -110,25 +111,24 @@ impl<'a> Laboratory<'a> {
         let settings = self.settings(cell)?;
         let examples = self.examples(cell)?;
         let reference = self.reference(cell)?;
-        let bench = Bench { base: self.base()?, pairs: self.pairs()?, reference: &reference };
+        let bench = Bench {
+            base: self.base()?,
+            pairs: self.pairs()?,
+            reference: &reference,
+            workers: &self.compute.workers,
+            collective: &Alone,
+        };
         let (state, config) = (folder.join("state.safetensors"), Digest::of(key.as_bytes()));
         let keep = Keep { path: &state, config: &config, every: KEPT_EVERY };
         progress.begin("train", settings.steps);
         let mut begun = false;
-        let trained = train::fine_tune(
-            &bench,
-            &examples,
-            &settings,
-            cell.train_seed,
-            &self.compute.workers,
-            Some(&keep),
-            &mut |step| {
+        let trained =
+            train::fine_tune(&bench, &examples, &settings, cell.train_seed, Some(&keep), &mut |step| {
                 // What an interrupted training had done counts as done.
                 progress.advance(if begun { 1 } else { step.step as usize + 1 });
                 begun = true;
                 !progress.stopping()
-            },
-        );
+            });
         reference.store()?;
         trained
     }

@@ -8,7 +8,6 @@ use serde::Serialize;
 use super::device::Compute;
 use super::image_store::ImageStore;
 use super::{Global, Verdict, progress, terminal};
-use crate::base::Base;
 use crate::data::desk::calibrate::{PICK_A_PIC, calibrate};
 use crate::data::desk::{self, Judged, Jury, Pair, Sample};
 use crate::data::scores::Scores;
@@ -167,7 +166,8 @@ fn make(
                 .map(|&i| Request { prompt: captions[i / 2].clone(), index: i as u64, seed })
                 .collect();
             let made = store.get(&requests, |missing| {
-                let made = sample(&base, missing, &sampling, None, &compute.workers, &|_| !progress.stopping())?;
+                let made =
+                    sample(&base, missing, &sampling, None, &compute.workers, &|_| !progress.stopping())?;
                 progress.check()?;
                 Ok(made)
             })?;

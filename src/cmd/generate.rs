@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use super::cell::{CONSTANT_USER, sampling};
-use super::device::Compute;
 use super::{Global, Verdict, progress, terminal};
 use crate::adapter::Adapter;
 use crate::base::Base;

@@ -115,7 +115,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
             let mut config = DenoiserConfig::desk()?;
             config.optimisation.steps = steps(config.optimisation.steps);
             let total = config.optimisation.steps;
-            let codec = open_codec(&global.assets.join("desk/codec/codec.safetensors"), &candle_core::Device::Cpu)?;
+            let codec =
+                open_codec(&global.assets.join("desk/codec/codec.safetensors"), &candle_core::Device::Cpu)?;
             denoiser::run(&config, codec, &installed, &folder, threads, &mut |step| watch(total, step))?;
         }
         Model::Clip | Model::ClipTwin | Model::AestheticBackbone | Model::AestheticTwinBackbone => {

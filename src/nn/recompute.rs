@@ -119,7 +119,8 @@ mod tests {
 
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = calls.clone();
-        let (x, none) = (var(&[3], 0), Tensor::zeros(0, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap());
+        let (x, none) =
+            (var(&[3], 0), Tensor::zeros(0, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap());
         let ys = recompute([&x, &none, &none], move |[x, ..]| {
             counted.fetch_add(1, Ordering::Relaxed);
             x.sqr()

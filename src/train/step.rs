@@ -7,6 +7,7 @@
 use candle_core::{DType, Tensor, Var};
 
 use super::Step;
+use crate::collective::{self, Collective};
 use crate::error::{Error, Result};
 use crate::models::stage_c::StageC;
 use crate::nn::workers::Workers;
@@ -79,6 +80,7 @@ pub struct Stepper<'a> {
     denoiser: &'a StageC,
     settings: StepSettings,
     workers: &'a Workers,
+    collective: &'a dyn Collective,
     variables: Vec<(String, Var)>,
     /// The optimiser, whose state checkpoints hold.
     pub optimiser: AdamW,
@@ -94,15 +96,17 @@ impl<'a> Stepper<'a> {
         trainable: &Trainable,
         settings: StepSettings,
         workers: &'a Workers,
+        collective: &'a dyn Collective,
     ) -> Result<Self> {
         let variables: Vec<(String, Var)> = trainable.vars().into_iter().collect();
         let config = AdamWConfig { weight_decay: settings.weight_decay, ..AdamWConfig::default() };
         let optimiser = AdamW::new(variables.clone(), config)?;
-        Ok(Self { denoiser, settings, workers, variables, optimiser })
+        Ok(Self { denoiser, settings, workers, collective, variables, optimiser })
     }
 
     /// One step on `items`, each of which `micro_batch` makes into a micro-batch on the worker that takes it. `learned`
-    /// hears the reference's errors where they had to be computed.
+    /// hears the reference's errors where they had to be computed. Where there are several ranks, `items` are this rank's
+    /// share, and every rank makes the same update.
     ///
     /// # Errors
     /// [`Error::NonFinite`] where the loss or the gradient is not finite; those of `micro_batch`.
@@ -127,11 +131,13 @@ impl<'a> Stepper<'a> {
             })
             .into_iter()
             .collect::<Result<Vec<_>>>()?;
-        let errors = gather(&predicted, needs)?;
+        let mine = gather(&predicted, needs)?;
+        let first = self.collective.rank() * mine.policy_chosen.len();
+        let errors = of_all_ranks(mine, self.collective)?;
         let loss = self.settings.objective.loss(&errors)?;
         finite("the loss", loss.value, step)?;
 
-        let coefficients = scatter(&predicted, &loss.coefficients);
+        let coefficients = scatter(&predicted, &loss.coefficients, first);
         let items: Vec<(Predicted, Vec<f32>)> = predicted.into_iter().zip(coefficients).collect();
         let variables = &self.variables;
         let mut grads = sum_in_order(self.workers.map(&items, |_, (predicted, coefficients)| {
@@ -139,6 +145,12 @@ impl<'a> Stepper<'a> {
             let mut grads = (&predicted.errors * weights)?.sum_all()?.backward()?;
             Ok(variables.iter().map(|(_, var)| grads.remove(var)).collect())
         }))?;
+        if self.collective.ranks() > 1 {
+            // Variables are in the order of their names on every rank.
+            for grad in grads.iter_mut().flatten() {
+                *grad = self.collective.sum_tensor(grad)?;
+            }
+        }
         let gradient_norm = clip_gradients(&mut grads, self.settings.max_grad_norm)?;
         finite("the gradient's norm", gradient_norm, step)?;
         self.optimiser.step(&grads, learning_rate)?;
@@ -198,9 +210,8 @@ fn gather(predicted: &[Predicted], needs: Needs) -> Result<BatchErrors> {
     Ok(all)
 }
 
-/// Each micro-batch's share of the coefficients, in the order of its errors.
-fn scatter(predicted: &[Predicted], coefficients: &Coefficients) -> Vec<Vec<f32>> {
-    let mut start = 0;
+/// Each micro-batch's share of the coefficients, in the order of its errors; this rank's pairs begin at `start`.
+fn scatter(predicted: &[Predicted], coefficients: &Coefficients, mut start: usize) -> Vec<Vec<f32>> {
     predicted
         .iter()
         .map(|part| {
@@ -210,6 +221,17 @@ fn scatter(predicted: &[Predicted], coefficients: &Coefficients) -> Vec<Vec<f32>
             coefficients.chosen[range].iter().chain(rejected).map(|&c| c as f32).collect()
         })
         .collect()
+}
+
+/// The errors of the whole batch, in the order of the ranks.
+fn of_all_ranks(mine: BatchErrors, collective: &dyn Collective) -> Result<BatchErrors> {
+    let all = |numbers: &[f64]| collective::gather(numbers, collective);
+    Ok(BatchErrors {
+        policy_chosen: all(&mine.policy_chosen)?,
+        policy_rejected: all(&mine.policy_rejected)?,
+        reference_chosen: all(&mine.reference_chosen)?,
+        reference_rejected: all(&mine.reference_rejected)?,
+    })
 }
 
 /// Adds up the gradients of micro-batches, always in their order.

@@ -73,7 +73,13 @@ fn every_model_opens() {
             }
             "denoiser" => {
                 let codec = folder.with_file_name("codec").join("codec.safetensors");
-                Base::open(&folder.join("prior.safetensors"), &codec, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+                Base::open(
+                    &folder.join("prior.safetensors"),
+                    &codec,
+                    candle_core::DType::F32,
+                    &candle_core::Device::Cpu,
+                )
+                .unwrap();
             }
             _ => drop(open_reward(&folder.join("model.safetensors"), &candle_core::Device::Cpu).unwrap()),
         }

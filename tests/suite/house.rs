@@ -8,7 +8,7 @@ const FLOORS: [&[&str]; 6] = [
     &["error", "pixels", "progress", "rng", "stats", "units"],
     &["adapter", "diffusion", "models", "nn", "objective", "reward", "scenes"],
     &["base", "checkpoint", "data", "image", "provenance", "record", "weights"],
-    &["evaluate", "generate", "launch", "pretrain", "spec", "train"],
+    &["collective", "evaluate", "generate", "launch", "pretrain", "spec", "train"],
     &["report"],
     &["cmd"],
 ];
@@ -27,6 +27,7 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("reward", "models", "a reward is a model with a scale"),
     ("reward", "nn", "the aesthetic head is a stack of layers"),
     ("record", "provenance", "a header holds where it comes from"),
+    ("train", "collective", "ranks share each batch"),
     ("launch", "spec", "a launcher runs a plan's cells"),
     ("spec", "pretrain", "the desk\'s weights are checked against the manifest of their training"),
     ("base", "weights", "a base model is opened from weight files"),

@@ -4,6 +4,7 @@
 use candle_core::{DType, Device, Tensor};
 use ppd::adapter;
 use ppd::base::Base;
+use ppd::collective::{Alone, Simulated};
 use ppd::diffusion::{SamplerConfig, Schedule, UnconditionalUser};
 use ppd::error::Error;
 use ppd::generate::{Request, Sampling, sample};
@@ -144,12 +145,23 @@ fn bytes(trained: &Trained) -> Vec<u8> {
     flat.flat_map(f32::to_le_bytes).collect()
 }
 
+fn bench<'a>(
+    base: &'a Base,
+    pairs: &'a Pairs,
+    reference: &'a ReferenceErrors,
+    workers: &'a Workers,
+) -> Bench<'a> {
+    Bench { base, pairs, reference, workers, collective: &Alone }
+}
+
 /// The trained parameters' bytes and what each step measured.
-fn run(bench: &Bench, examples: &[Example], steps: usize, threads: usize) -> (Vec<u8>, Vec<Step>) {
-    let workers = Workers::new(threads).unwrap();
-    let trained =
-        fine_tune(bench, examples, &settings(steps), Seed::new(5), &workers, None, &mut |_| true).unwrap();
+fn run(bench: &Bench, examples: &[Example], steps: usize) -> (Vec<u8>, Vec<Step>) {
+    let trained = fine_tune(bench, examples, &settings(steps), Seed::new(5), None, &mut |_| true).unwrap();
     (bytes(&trained), trained.trace)
+}
+
+fn workers(count: usize) -> Workers {
+    Workers::new(count).unwrap()
 }
 
 #[test]
@@ -160,13 +172,13 @@ fn a_training_that_is_stopped_goes_on_to_the_same_bytes() {
     let (state, stored) = (folder.path().join("state.safetensors"), folder.path().join("reference.csv"));
     let config = Digest::of(b"this training");
     let keep = Keep { path: &state, config: &config, every: 2 };
-    let workers = Workers::new(2).unwrap();
+    let two = workers(2);
     let part = |last: u64| {
         // Each part opens everything anew, as another process would.
         let reference = ReferenceErrors::open(&stored).unwrap();
-        let bench = Bench { base: &base, pairs: &pairs, reference: &reference };
+        let bench = bench(&base, &pairs, &reference, &two);
         let go_on = &mut |step: &Step| step.step < last;
-        let trained = fine_tune(&bench, &examples, &settings(7), Seed::new(5), &workers, Some(&keep), go_on);
+        let trained = fine_tune(&bench, &examples, &settings(7), Seed::new(5), Some(&keep), go_on);
         reference.store().unwrap();
         trained
     };
@@ -178,8 +190,8 @@ fn a_training_that_is_stopped_goes_on_to_the_same_bytes() {
     assert!(!state.exists(), "a finished training leaves no state");
 
     let reference = ReferenceErrors::default();
-    let bench = Bench { base: &base, pairs: &pairs, reference: &reference };
-    let (whole, trace) = run(&bench, &examples, 7, 1);
+    let one = workers(1);
+    let (whole, trace) = run(&bench(&base, &pairs, &reference, &one), &examples, 7);
     assert_eq!(bytes(&resumed), whole);
     assert_eq!(resumed.trace, trace);
 }
@@ -190,8 +202,8 @@ fn training_gives_the_same_bytes_for_any_number_of_workers() {
     let pairs = pairs(&base, 10);
     let (one, two) = (ReferenceErrors::default(), ReferenceErrors::default());
     let examples = examples(10, true);
-    let (first, trace) = run(&Bench { base: &base, pairs: &pairs, reference: &one }, &examples, 4, 1);
-    let (second, again) = run(&Bench { base: &base, pairs: &pairs, reference: &two }, &examples, 4, 3);
+    let (first, trace) = run(&bench(&base, &pairs, &one, &workers(1)), &examples, 4);
+    let (second, again) = run(&bench(&base, &pairs, &two, &workers(3)), &examples, 4);
     assert_eq!(trace, again);
     assert_eq!(first, second);
     // The user branch starts at zero: the first loss is exactly ln 2, and nothing is preferred yet.
@@ -204,15 +216,15 @@ fn reference_errors_are_computed_once_whatever_the_labels_say() {
     let base = base();
     let pairs = pairs(&base, 10);
     let shared = ReferenceErrors::default();
-    let bench = Bench { base: &base, pairs: &pairs, reference: &shared };
-    run(&bench, &examples(10, true), 3, 2);
+    let two = workers(2);
+    let with_shared = bench(&base, &pairs, &shared, &two);
+    run(&with_shared, &examples(10, true), 3);
     let known = shared.len();
     assert_eq!(known, 18, "three steps of six visits");
-    let (with_stored, _) = run(&bench, &examples(10, false), 3, 2);
+    let (with_stored, _) = run(&with_shared, &examples(10, false), 3);
     assert_eq!(shared.len(), known, "the opposite labels visit the same draws");
     let fresh = ReferenceErrors::default();
-    let bench = Bench { base: &base, pairs: &pairs, reference: &fresh };
-    let (alone, _) = run(&bench, &examples(10, false), 3, 2);
+    let (alone, _) = run(&bench(&base, &pairs, &fresh, &two), &examples(10, false), 3);
     assert_eq!(with_stored, alone, "stored reference errors changed the result");
 }
 
@@ -221,9 +233,10 @@ fn a_planted_preference_is_learned_and_its_opposite_too() {
     let base = base();
     let pairs = pairs(&base, 12);
     let reference = ReferenceErrors::default();
-    let bench = Bench { base: &base, pairs: &pairs, reference: &reference };
+    let two = workers(2);
+    let bench = bench(&base, &pairs, &reference, &two);
     for second_chosen in [true, false] {
-        let (_, trace) = run(&bench, &examples(12, second_chosen), 40, 2);
+        let (_, trace) = run(&bench, &examples(12, second_chosen), 40);
         let late: f64 = trace[30..].iter().map(|s| s.implicit_accuracy.unwrap()).sum::<f64>() / 10.0;
         assert!(late > 0.7, "implicit accuracy {late}");
     }
@@ -234,11 +247,54 @@ fn an_example_of_a_pair_that_is_not_there_is_refused() {
     let base = base();
     let pairs = pairs(&base, 2);
     let reference = ReferenceErrors::default();
-    let bench = Bench { base: &base, pairs: &pairs, reference: &reference };
-    let workers = Workers::new(1).unwrap();
-    let outcome =
-        fine_tune(&bench, &examples(3, true), &settings(1), Seed::new(0), &workers, None, &mut |_| true);
+    let one = workers(1);
+    let bench = bench(&base, &pairs, &reference, &one);
+    let outcome = fine_tune(&bench, &examples(3, true), &settings(1), Seed::new(0), None, &mut |_| true);
     assert!(outcome.err().unwrap().to_string().contains("there are 2 pairs"));
-    let outcome = fine_tune(&bench, &[], &settings(1), Seed::new(0), &workers, None, &mut |_| true);
+    let outcome = fine_tune(&bench, &[], &settings(1), Seed::new(0), None, &mut |_| true);
     assert!(outcome.err().unwrap().to_string().contains("no pair is left"));
+}
+
+#[test]
+fn ranks_that_share_each_batch_train_the_same_adapter() {
+    let base = base();
+    let (pairs, examples) = (pairs(&base, 10), examples(10, true));
+    let reference = ReferenceErrors::default();
+    let (alone, trace) = run(&bench(&base, &pairs, &reference, &workers(1)), &examples, 4);
+    let numbers = |bytes: &[u8]| -> Vec<f32> {
+        bytes.chunks_exact(4).map(|four| f32::from_le_bytes(four.try_into().unwrap())).collect()
+    };
+    for count in [2, 3] {
+        let results: Vec<(Vec<u8>, Vec<Step>)> = std::thread::scope(|scope| {
+            let on_rank = |rank: Simulated| {
+                let (base, pairs, examples) = (&base, &pairs, &examples);
+                scope.spawn(move || {
+                    let (reference, one) = (ReferenceErrors::default(), workers(1));
+                    let bench = Bench { collective: &rank, ..bench(base, pairs, &reference, &one) };
+                    let result = run(&bench, examples, 4);
+                    assert_eq!(reference.len(), 24 / count, "a rank computes the errors of its share");
+                    result
+                })
+            };
+            let threads: Vec<_> = Simulated::ranks(count).into_iter().map(on_rank).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        for (bytes, of_rank) in &results {
+            assert_eq!(bytes, &results[0].0, "{count} ranks hold one adapter");
+            assert_eq!(of_rank, &results[0].1);
+            // Sums in another order, four updates long; Adam divides by roots of tiny moments.
+            let close = |a: f32, b: f32| (a - b).abs() <= 1e-5 + 1e-3 * b.abs();
+            let off = numbers(bytes).iter().zip(numbers(&alone)).filter(|(a, b)| !close(**a, *b)).count();
+            assert_eq!(off, 0, "{count} ranks");
+            for (a, b) in of_rank.iter().zip(&trace) {
+                assert!((a.loss - b.loss).abs() < 1e-5, "{} and {}", a.loss, b.loss);
+            }
+        }
+    }
+    let lonely = Simulated::ranks(4).remove(0);
+    let one = workers(1);
+    let bench = Bench { collective: &lonely, ..bench(&base, &pairs, &reference, &one) };
+    let refused =
+        fine_tune(&bench, &examples, &settings(1), Seed::new(5), None, &mut |_| true).err().unwrap();
+    assert!(refused.to_string().contains("which 4 ranks do not divide"), "{refused}");
 }
