@@ -26,6 +26,18 @@ pretrain MODEL *ARGS:
 data *ARGS:
     {{ppd}} data {{ARGS}}
 
+# Measure beside PyTorch: just bench step sample (needs a Python with benches/torch/requirements.txt)
+bench *ARGS:
+    python3 benches/side_by_side.py {{ARGS}}
+
+# Build for NVIDIA GPUs, with the system's CUDA toolkit or one that is made in DIR: just build-cuda ~/cuda
+build-cuda DIR="":
+    scripts/build-cuda.sh {{DIR}}
+
+# What this machine has, and what is missing
+doctor:
+    {{ppd}} doctor
+
 # The suite
 test:
     cargo test

@@ -13,10 +13,11 @@ use crate::error::{Error, Result};
 use crate::units::Digest;
 
 mod code;
+pub mod gpu;
 mod machine;
 
 pub use code::{Difference, git};
-pub use machine::{free_bytes, machine};
+pub use machine::{available_memory_mib, free_bytes, machine};
 
 /// The code and the machine behind a record.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

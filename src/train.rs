@@ -225,8 +225,8 @@ pub fn fine_tune(
             collective::share(&batch, collective)?.chunks(MICRO_BATCH).collect();
         let learning_rate = settings.learning_rate.at(step);
         let taken = stepper.step(
-            step,
-            learning_rate,
+            (step, learning_rate),
+            batch.len(),
             &micro_batches,
             |visits| micro_batch(bench, &adapter, visits, settings, seed),
             |visits, errors| {

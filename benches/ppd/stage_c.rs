@@ -121,7 +121,7 @@ pub fn step(inputs: &Path, threads: usize, reps: usize, cached: bool) -> Result<
     };
     let mut losses = Vec::new();
     let (seconds, _) = time(reps, || {
-        let taken = stepper.step(losses.len(), 1e-5, &starts, micro_batch, |&start, errors| {
+        let taken = stepper.step((losses.len(), 1e-5), count, &starts, micro_batch, |&start, errors| {
             known.lock().expect("no panic").insert(start, errors.to_vec());
         })?;
         losses.push(taken.loss.value);

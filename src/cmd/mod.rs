@@ -8,6 +8,7 @@ mod cell;
 mod clean;
 mod data;
 mod device;
+mod doctor;
 mod generate;
 mod image_store;
 mod pretrain;
@@ -54,6 +55,7 @@ Examples:
   ppd data show --grid pairs.png              look at the preference pairs
   ppd verify                                  check every record against the digest it was sealed with
   ppd clean --dry-run                         what could be freed
+  ppd doctor                                  what this machine has to compute with
 
 An interrupted command goes on where it stopped when it is given again.";
 
@@ -77,6 +79,8 @@ enum Command {
     Verify(verify::Arguments),
     /// Show what can be made again, with sizes, and remove it
     Clean(clean::Arguments),
+    /// Show what this machine has, and what each missing thing would need
+    Doctor,
 }
 
 /// Options of every command.
@@ -225,6 +229,7 @@ fn run(cli: &Cli) -> anyhow::Result<Verdict> {
         Command::Data(arguments) => data::run(arguments, global),
         Command::Verify(arguments) => verify::run(arguments, global),
         Command::Clean(arguments) => clean::run(arguments, global),
+        Command::Doctor => doctor::run(global),
     }
 }
 

@@ -28,7 +28,7 @@ const fn default_timesteps() -> f64 {
 }
 
 /// What the objective reads.
-pub const NEEDS: Needs = Needs { rejected: true, reference: true, shared_noise: true };
+pub const NEEDS: Needs = Needs { rejected: true, reference: true, shared_noise: true, batch: false };
 
 impl Config {
     /// For family tests: a β of the published range.

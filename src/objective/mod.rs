@@ -37,6 +37,8 @@ pub struct Needs {
     pub reference: bool,
     /// The two images of a pair share their timestep and noise.
     pub shared_noise: bool,
+    /// A sample's coefficient depends on the other samples: nothing can go back before all errors are known.
+    pub batch: bool,
 }
 
 /// Squared errors of the noise predicted for each image: means over C, H, W.
@@ -74,6 +76,20 @@ pub struct Coefficients {
     pub chosen: Vec<f64>,
     /// For each rejected image; empty where the objective does not read them.
     pub rejected: Vec<f64>,
+}
+
+impl Coefficients {
+    /// Those of `count` pairs from `start` on.
+    pub fn part(&self, start: usize, count: usize) -> Self {
+        let of = |all: &[f64]| all.get(start..start + count).unwrap_or_default().to_vec();
+        Self { chosen: of(&self.chosen), rejected: of(&self.rejected) }
+    }
+
+    /// Each times a factor: what a part's mean is worth in that of the whole.
+    pub fn scaled(self, factor: f64) -> Self {
+        let of = |all: Vec<f64>| all.into_iter().map(|c| c * factor).collect();
+        Self { chosen: of(self.chosen), rejected: of(self.rejected) }
+    }
 }
 
 /// How a preference objective stands with a batch.
@@ -120,6 +136,14 @@ impl BatchErrors {
     /// True where there is no pair.
     pub fn is_empty(&self) -> bool {
         self.policy_chosen.is_empty()
+    }
+
+    /// Appends another batch's.
+    pub fn extend(&mut self, other: &Self) {
+        self.policy_chosen.extend(&other.policy_chosen);
+        self.policy_rejected.extend(&other.policy_rejected);
+        self.reference_chosen.extend(&other.reference_chosen);
+        self.reference_rejected.extend(&other.reference_rejected);
     }
 
     /// Refuses an empty batch, and lists that are not as long as the chosen images' or should be empty.
@@ -233,6 +257,30 @@ mod tests {
                     assert!(loss.coefficients.rejected.is_empty());
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_part_of_a_batch_tells_its_own_coefficients_unless_the_objective_says_otherwise() {
+        for config in ALL.iter().filter(|config| !config.needs().batch) {
+            let all = batch(config.needs(), 6);
+            let whole = config.loss(&all).unwrap().coefficients;
+            let part = |errors: &[f64]| errors.get(2..5).unwrap_or_default().to_vec();
+            let some = BatchErrors {
+                policy_chosen: part(&all.policy_chosen),
+                policy_rejected: part(&all.policy_rejected),
+                reference_chosen: part(&all.reference_chosen),
+                reference_rejected: part(&all.reference_rejected),
+            };
+            let own = config.loss(&some).unwrap().coefficients.scaled(3.0 / 6.0);
+            let expected = whole.part(2, 3);
+            let close = |a: &[f64], b: &[f64]| {
+                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-15 * b.abs().max(1.0))
+            };
+            assert!(
+                close(&own.chosen, &expected.chosen) && close(&own.rejected, &expected.rejected),
+                "{config:?}"
+            );
         }
     }
 

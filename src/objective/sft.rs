@@ -14,7 +14,7 @@ use crate::error::Result;
 pub struct Config {}
 
 /// What the objective reads.
-pub const NEEDS: Needs = Needs { rejected: false, reference: false, shared_noise: false };
+pub const NEEDS: Needs = Needs { rejected: false, reference: false, shared_noise: false, batch: false };
 
 /// The mean of the policy's errors on the chosen images.
 ///

@@ -20,8 +20,15 @@ pub fn machine(threads: usize, device: &str) -> Machine {
     }
 }
 
+/// The memory that programs may still take, in MiB; `None` where the system does not say.
+pub fn available_memory_mib() -> Option<u64> {
+    let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib: u64 = value_of(&memory, "MemAvailable")?.split_whitespace().next()?.parse().ok()?;
+    Some(kib / 1024)
+}
+
 /// The value of the first `name : value` line.
-fn value_of<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+pub(super) fn value_of<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines()
         .filter_map(|line| line.split_once(':'))
         .find(|(key, _)| key.trim() == name)

@@ -1,7 +1,8 @@
 //! One optimiser step over micro-batches: errors, loss, gradients, AdamW.
 //!
-//! Workers predict the micro-batches, the objective turns all errors of the step into one coefficient each, and workers
-//! go back through the denoiser. Gradients are summed in the order of the micro-batches, so the result does not depend
+//! A worker predicts a micro-batch, the objective turns its errors into one coefficient each, and the worker goes back
+//! through the denoiser at once, so that a graph lives no longer than its micro-batch; only an objective that reads the
+//! whole batch lets them all wait. Gradients are summed in the order of the micro-batches, so the result does not depend
 //! on the number of workers. The policy with the user branch off *is* the reference.
 
 use candle_core::{DType, Tensor, Var};
@@ -106,45 +107,60 @@ impl<'a> Stepper<'a> {
 
     /// One step on `items`, each of which `micro_batch` makes into a micro-batch on the worker that takes it. `learned`
     /// hears the reference's errors where they had to be computed. Where there are several ranks, `items` are this rank's
-    /// share, and every rank makes the same update.
+    /// share, `pairs` those of all, and every rank makes the same update.
     ///
     /// # Errors
     /// [`Error::NonFinite`] where the loss or the gradient is not finite; those of `micro_batch`.
     pub fn step<T: Sync>(
         &mut self,
-        step: usize,
-        learning_rate: f64,
+        (step, learning_rate): (usize, f64),
+        pairs: usize,
         items: &[T],
         micro_batch: impl Fn(&T) -> Result<MicroBatch> + Sync,
         learned: impl Fn(&T, &[[f64; 2]]) + Sync,
     ) -> Result<Taken> {
-        let (needs, denoiser) = (self.settings.objective.needs(), self.denoiser);
-        let predicted = self
+        let (objective, denoiser) = (self.settings.objective, self.denoiser);
+        let needs = objective.needs();
+        let parts = self
             .workers
             .map(items, |_, item| {
                 let batch = micro_batch(item)?;
                 let predicted = batch.predict(denoiser, needs)?;
+                let errors = predicted.numbers(needs)?;
                 if needs.reference && batch.reference.is_none() {
                     learned(item, &predicted.reference);
                 }
-                Ok(predicted)
+                if needs.batch {
+                    return Ok(Part { errors, predicted: Some(predicted), grads: Vec::new() });
+                }
+                // Each sample's coefficient is its own affair: no graph waits for the others.
+                let share = errors.len() as f64 / pairs as f64;
+                let coefficients = objective.loss(&errors)?.coefficients.scaled(share);
+                let grads = self.back(&predicted, &coefficients)?;
+                Ok(Part { errors, predicted: None, grads })
             })
             .into_iter()
             .collect::<Result<Vec<_>>>()?;
-        let mine = gather(&predicted, needs)?;
-        let first = self.collective.rank() * mine.policy_chosen.len();
+
+        let mut mine = BatchErrors::default();
+        parts.iter().for_each(|part| mine.extend(&part.errors));
+        let first = self.collective.rank() * mine.len();
         let errors = of_all_ranks(mine, self.collective)?;
-        let loss = self.settings.objective.loss(&errors)?;
+        let loss = objective.loss(&errors)?;
         finite("the loss", loss.value, step)?;
 
-        let coefficients = scatter(&predicted, &loss.coefficients, first);
-        let items: Vec<(Predicted, Vec<f32>)> = predicted.into_iter().zip(coefficients).collect();
-        let variables = &self.variables;
-        let mut grads = sum_in_order(self.workers.map(&items, |_, (predicted, coefficients)| {
-            let weights = Tensor::from_slice(coefficients, coefficients.len(), predicted.errors.device())?;
-            let mut grads = (&predicted.errors * weights)?.sum_all()?.backward()?;
-            Ok(variables.iter().map(|(_, var)| grads.remove(var)).collect())
-        }))?;
+        let starts = parts.iter().scan(first, |start, part| {
+            let at = *start;
+            *start += part.errors.len();
+            Some(at)
+        });
+        let parts: Vec<(usize, Part)> = starts.collect::<Vec<_>>().into_iter().zip(parts).collect();
+        let grads = self.workers.map(&parts, |_, (start, part)| match &part.predicted {
+            Some(predicted) => self.back(predicted, &loss.coefficients.part(*start, part.errors.len())),
+            None => Ok(part.grads.clone()),
+        });
+        drop(parts);
+        let mut grads = sum_in_order(grads)?;
         if self.collective.ranks() > 1 {
             // Variables are in the order of their names on every rank.
             for grad in grads.iter_mut().flatten() {
@@ -156,6 +172,23 @@ impl<'a> Stepper<'a> {
         self.optimiser.step(&grads, learning_rate)?;
         Ok(Taken { loss, errors, gradient_norm })
     }
+
+    /// The gradients of `Σ coefficient · error` for each variable.
+    fn back(&self, predicted: &Predicted, coefficients: &Coefficients) -> Result<Vec<Option<Tensor>>> {
+        let Coefficients { chosen, rejected } = coefficients;
+        let weights: Vec<f32> = chosen.iter().chain(rejected).map(|&c| c as f32).collect();
+        let weights = Tensor::from_slice(&weights, weights.len(), predicted.errors.device())?;
+        let mut grads = (&predicted.errors * weights)?.sum_all()?.backward()?;
+        Ok(self.variables.iter().map(|(_, var)| grads.remove(var)).collect())
+    }
+}
+
+/// A micro-batch of which the errors are known: either its graph still waits for its coefficients, or its gradients are
+/// there.
+struct Part {
+    errors: BatchErrors,
+    predicted: Option<Predicted>,
+    grads: Vec<Option<Tensor>>,
 }
 
 /// A micro-batch after its forward pass: the graph is kept for the way back.
@@ -165,6 +198,20 @@ struct Predicted {
     /// The reference's, by pair; empty where the objective does not read them.
     reference: Vec<[f64; 2]>,
     pairs: usize,
+}
+
+impl Predicted {
+    /// The errors as the objective reads them.
+    fn numbers(&self, needs: Needs) -> Result<BatchErrors> {
+        let policy = host(&self.errors)?;
+        let rejected = needs.rejected && needs.reference;
+        Ok(BatchErrors {
+            policy_chosen: policy[..self.pairs].to_vec(),
+            policy_rejected: policy[self.pairs..].to_vec(),
+            reference_chosen: self.reference.iter().map(|pair| pair[0]).collect(),
+            reference_rejected: self.reference.iter().filter(|_| rejected).map(|pair| pair[1]).collect(),
+        })
+    }
 }
 
 impl MicroBatch {
@@ -193,34 +240,6 @@ fn finite(what: &str, value: f64, step: usize) -> Result<()> {
 
 fn host(errors: &Tensor) -> Result<Vec<f64>> {
     Ok(errors.to_dtype(DType::F64)?.to_vec1()?)
-}
-
-/// All errors of a step, in the order of the micro-batches.
-fn gather(predicted: &[Predicted], needs: Needs) -> Result<BatchErrors> {
-    let mut all = BatchErrors::default();
-    for part in predicted {
-        let errors = host(&part.errors)?;
-        all.policy_chosen.extend(&errors[..part.pairs]);
-        all.policy_rejected.extend(&errors[part.pairs..]);
-        all.reference_chosen.extend(part.reference.iter().map(|pair| pair[0]));
-        if needs.rejected {
-            all.reference_rejected.extend(part.reference.iter().map(|pair| pair[1]));
-        }
-    }
-    Ok(all)
-}
-
-/// Each micro-batch's share of the coefficients, in the order of its errors; this rank's pairs begin at `start`.
-fn scatter(predicted: &[Predicted], coefficients: &Coefficients, mut start: usize) -> Vec<Vec<f32>> {
-    predicted
-        .iter()
-        .map(|part| {
-            let range = start..start + part.pairs;
-            start = range.end;
-            let rejected = coefficients.rejected.get(range.clone()).unwrap_or_default();
-            coefficients.chosen[range].iter().chain(rejected).map(|&c| c as f32).collect()
-        })
-        .collect()
 }
 
 /// The errors of the whole batch, in the order of the ranks.

@@ -1,0 +1,15 @@
+#!/bin/sh
+# Builds the program for NVIDIA GPUs with the toolkit in DIR, which is made there first where it is not; without DIR,
+# with the system's own.
+#
+#   scripts/build-cuda.sh [DIR]
+set -eu
+cd "$(dirname "$0")/.."
+if [ -n "${1:-}" ]; then
+    [ -f "$1/env.sh" ] || scripts/cuda-toolkit.sh "$1"
+    . "$1/env.sh"
+elif ! command -v nvcc > /dev/null; then
+    echo "no nvcc on PATH; name a folder to make a toolkit in: scripts/build-cuda.sh DIR" >&2
+    exit 1
+fi
+cargo build --release --locked --features "${PPD_FEATURES:-cuda}"
