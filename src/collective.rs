@@ -4,6 +4,9 @@
 //! same sums; nothing is sent but errors and gradients. [`Alone`] is the usual single process; [`Simulated`] ranks are
 //! threads of one process, and prove the arithmetic on the CPU.
 
+#[cfg(feature = "nccl")]
+pub mod nccl;
+
 use std::sync::{Arc, Barrier, Mutex, PoisonError};
 
 use candle_core::{DType, Tensor};
@@ -11,7 +14,7 @@ use candle_core::{DType, Tensor};
 use crate::error::{Error, Result};
 
 /// One rank's view of all of them. All ranks call the same functions in the same order.
-pub trait Collective: Sync {
+pub trait Collective: Send + Sync {
     /// This rank's number, from 0.
     fn rank(&self) -> usize;
 
@@ -57,6 +60,17 @@ pub fn check(batch: usize, ranks: usize) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// Whether any rank says so; all ranks hear the same.
+///
+/// # Errors
+/// Those of the network.
+pub fn any(own: bool, collective: &dyn Collective) -> Result<bool> {
+    if collective.ranks() == 1 {
+        return Ok(own);
+    }
+    Ok(collective.sum_numbers(vec![f64::from(u8::from(own))])?[0] > 0.0)
 }
 
 /// The numbers of all ranks, in the order of the ranks; each gives as many.

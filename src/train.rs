@@ -119,6 +119,8 @@ pub struct Keep<'a> {
     pub config: &'a Digest,
     /// Steps between two saves.
     pub every: usize,
+    /// Another rank writes and removes the file.
+    pub read_only: bool,
 }
 
 /// A finished training.
@@ -237,9 +239,9 @@ pub fn fine_tune(
             },
         )?;
         let measured = taken.measured(step, learning_rate);
-        let go_on = observe(&measured);
+        let go_on = !collective::any(!observe(&measured), collective)?;
         position.trace.push(measured);
-        if let Some(keep) = keep
+        if let Some(keep) = keep.filter(|keep| !keep.read_only)
             && (!go_on || (step + 1).is_multiple_of(keep.every))
         {
             let mut tensors = trainable.tensors();
@@ -250,7 +252,7 @@ pub fn fine_tune(
             return Err(Error::Stopped);
         }
     }
-    if let Some(keep) = keep.filter(|keep| keep.path.exists()) {
+    if let Some(keep) = keep.filter(|keep| !keep.read_only && keep.path.exists()) {
         std::fs::remove_file(keep.path).map_err(Error::io("remove", keep.path))?;
     }
     Ok(Trained { adapter, tensors: trainable.tensors(), trace: position.trace })

@@ -1,7 +1,7 @@
 //! One cell from its plan to its record: train the adapter or find it, sample, score, append.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
@@ -13,7 +13,6 @@ use super::image_store::ImageStore;
 use crate::adapter::{self, Adapter};
 use crate::base::Base;
 use crate::checkpoint::{open_adapter, save_adapter};
-use crate::collective::Alone;
 use crate::data::labels::comparisons;
 use crate::data::prompts::{self, Prompt};
 use crate::data::{Preference, Split, pick_a_pic, scores};
@@ -47,6 +46,8 @@ pub(super) struct Laboratory<'a> {
 
 /// Images between two writes to the record: what a kill loses at most.
 const CHUNK: usize = 64;
+/// The file of a trained adapter, in the folder of its training.
+const ADAPTER: &str = "adapter.safetensors";
 /// Steps between two saves of a training's state.
 const KEPT_EVERY: usize = 50;
 
@@ -64,6 +65,39 @@ impl<'a> Laboratory<'a> {
             pairs: OnceCell::new(),
             reference: RefCell::default(),
         }
+    }
+
+    /// The trainings that all ranks are to do together, in their order: those that the first rank finds missing.
+    ///
+    /// # Errors
+    /// Those of the network.
+    pub(super) fn shared_trainings(&self) -> Result<Vec<&'a Cell>> {
+        let mut keys = BTreeSet::new();
+        let trained: Vec<&Cell> = self
+            .plan
+            .cells
+            .iter()
+            .filter(|cell| cell.train_key.as_ref().is_some_and(|key| keys.insert(key.clone())))
+            .collect();
+        let is_missing = |cell: &Cell| {
+            let key = cell.train_key.as_ref();
+            let adapter = key.map(|key| self.plan.places.training(key).join(ADAPTER));
+            !cell.is_complete() && adapter.is_some_and(|path| !path.exists())
+        };
+        // Only the first rank looks: the folders may change while others do.
+        let first = self.compute.collective.rank() == 0;
+        let flags = trained.iter().map(|cell| f64::from(u8::from(first && is_missing(cell)))).collect();
+        let flags = self.compute.collective.sum_numbers(flags)?;
+        Ok(trained.into_iter().zip(flags).filter(|(_, flag)| *flag > 0.0).map(|(cell, _)| cell).collect())
+    }
+
+    /// Takes this rank's share of a training; the first rank keeps the result.
+    ///
+    /// # Errors
+    /// Those of the training.
+    pub(super) fn follow(&self, cell: &Cell, progress: &Progress) -> Result<()> {
+        let Some(key) = &cell.train_key else { return Ok(()) };
+        self.train(cell, key, &self.plan.places.training(key), progress).map(drop)
     }
 
     /// Trains, samples and scores one cell; leaves its complete record.
@@ -95,7 +129,7 @@ impl<'a> Laboratory<'a> {
     /// The cell's adapter, from the cache or trained now, with its trace.
     fn adapter(&self, cell: &Cell, key: &str, progress: &Progress) -> Result<(Adapter, Vec<Step>)> {
         let folder = self.plan.places.training(key);
-        let path = folder.join("adapter.safetensors");
+        let path = folder.join(ADAPTER);
         let blocks = self.base()?.denoiser.config().attention_blocks();
         if !path.exists() {
             std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
@@ -116,10 +150,11 @@ impl<'a> Laboratory<'a> {
             pairs: self.pairs()?,
             reference: &reference,
             workers: &self.compute.workers,
-            collective: &Alone,
+            collective: &*self.compute.collective,
         };
         let (state, config) = (folder.join("state.safetensors"), Digest::of(key.as_bytes()));
-        let keep = Keep { path: &state, config: &config, every: KEPT_EVERY };
+        let first = self.compute.collective.rank() == 0;
+        let keep = Keep { path: &state, config: &config, every: KEPT_EVERY, read_only: !first };
         progress.begin("train", settings.steps);
         let mut begun = false;
         let trained =
@@ -148,7 +183,12 @@ impl<'a> Laboratory<'a> {
         if let Some(store) = stores.get(&digest) {
             return Ok(store.clone());
         }
-        let path = self.plan.places.cache.join("reference").join(format!("{}.csv", digest.short()));
+        // Each rank computes, and keeps, the errors of its own share.
+        let rank = match self.compute.collective.rank() {
+            0 => String::new(),
+            rank => format!("-rank{rank}"),
+        };
+        let path = self.plan.places.cache.join("reference").join(format!("{}{rank}.csv", digest.short()));
         let store = Rc::new(ReferenceErrors::open(path)?);
         stores.insert(digest, store.clone());
         Ok(store)

@@ -5,7 +5,9 @@ use std::path::Path;
 use candle_core::{DType, Device, DeviceLocation};
 
 use crate::base::Base;
+use crate::collective::{Alone, Collective};
 use crate::error::{Error, Result};
+use crate::launch::Ranks;
 use crate::nn::workers::Workers;
 use crate::spec::{Precision, Profile};
 
@@ -68,21 +70,36 @@ fn cuda(ordinal: usize) -> Result<Device> {
     )))
 }
 
-/// A device, and the workers that feed it.
+/// A device, the workers that feed it, and the processes that share the work.
 pub(super) struct Compute {
     pub(super) device: Device,
     pub(super) workers: Workers,
+    pub(super) collective: Box<dyn Collective>,
 }
 
 impl Compute {
-    /// As many workers as threads on the CPU; a GPU is fed by one, for its kernels wait for each other anyway.
+    /// This process alone, whatever others do.
     ///
     /// # Errors
     /// Those of [`Choice::open`], and where threads cannot be started.
-    pub(super) fn open(choice: Choice, threads: usize) -> Result<Self> {
-        let device = choice.open()?;
+    pub(super) fn alone(choice: Choice, threads: usize) -> Result<Self> {
+        Self::of(choice.open()?, threads, Box::new(Alone))
+    }
+
+    /// With the other processes that `torchrun` or `srun` started; they meet in the cache folder.
+    ///
+    /// # Errors
+    /// As [`Compute::alone`], and where this build knows no other processes.
+    pub(super) fn together(choice: Choice, threads: usize, cache: &Path) -> Result<Self> {
+        let Some(ranks) = Ranks::from_environment()? else { return Self::alone(choice, threads) };
+        let (device, collective) = join(&ranks, choice, cache)?;
+        Self::of(device, threads, collective)
+    }
+
+    /// As many workers as threads on the CPU; a GPU is fed by one, for its kernels wait for each other anyway.
+    fn of(device: Device, threads: usize, collective: Box<dyn Collective>) -> Result<Self> {
         let workers = Workers::new(if device.is_cpu() { threads } else { 1 })?;
-        Ok(Self { device, workers })
+        Ok(Self { device, workers, collective })
     }
 
     /// Opens a profile's denoiser with what stands around it.
@@ -110,6 +127,30 @@ impl Compute {
             DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
         }
     }
+}
+
+/// The GPU of one of several processes, and its place among them.
+#[cfg(feature = "nccl")]
+fn join(ranks: &Ranks, choice: Choice, cache: &Path) -> Result<(Device, Box<dyn Collective>)> {
+    let Ranks { rank, ranks, local, ref job } = *ranks;
+    if choice == Choice::Cpu {
+        return Err(Error::Spec(format!(
+            "--device cpu: {ranks} processes share GPUs; start one for the CPU"
+        )));
+    }
+    let Device::Cuda(device) = cuda(local)? else { unreachable!("a GPU was opened") };
+    let meeting = cache.join("ranks").join(format!("{job}.nccl"));
+    let nccl = crate::collective::nccl::Nccl::join(&device, rank, ranks, &meeting)?;
+    Ok((Device::Cuda(device), Box::new(nccl)))
+}
+
+#[cfg(not(feature = "nccl"))]
+fn join(ranks: &Ranks, _: Choice, _: &Path) -> Result<(Device, Box<dyn Collective>)> {
+    let Ranks { rank, ranks, .. } = ranks;
+    Err(Error::Spec(format!(
+        "this is process {rank} of {ranks}, but this build computes alone: start one process, or build it with \
+         `--features nccl`"
+    )))
 }
 
 #[cfg(test)]

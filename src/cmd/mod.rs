@@ -166,7 +166,7 @@ impl Global {
     }
 
     fn compute(&self) -> crate::error::Result<Compute> {
-        Compute::open(self.device, self.threads())
+        Compute::alone(self.device, self.threads())
     }
 
     fn threads(&self) -> usize {

@@ -3,7 +3,9 @@
 use serde_json::json;
 
 use super::cell::Laboratory;
+use super::device::Compute;
 use super::{Global, Verdict, progress, terminal};
+use crate::collective;
 use crate::error::Error;
 use crate::launch::{Session, local, local::Outcome};
 use crate::report::study::Design;
@@ -150,9 +152,19 @@ fn print_columns<const N: usize>(lines: &[[String; N]]) {
 /// Runs what is missing, and says how it went.
 fn execute(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
     let progress = progress(global)?;
-    let compute = global.compute()?;
+    let compute = Compute::together(global.device, global.threads(), &global.cache)?;
     let session = Session::begin(plan, global.threads(), &compute.name())?;
     let laboratory = Laboratory::new(plan, &session, &compute);
+    if compute.collective.ranks() > 1 {
+        for method in plan.spec.methods.iter().filter(|method| method.objective.is_some()) {
+            collective::check(method.train.pairs_per_step, compute.collective.ranks())?;
+        }
+        let shared = laboratory.shared_trainings()?;
+        if compute.collective.rank() > 0 {
+            shared.into_iter().try_for_each(|cell| laboratory.follow(cell, &progress))?;
+            return Ok(Verdict::Done);
+        }
+    }
     let outcome = local::run(plan, &session, &progress, |cell, progress| laboratory.run(cell, progress))?;
     drop(progress);
     finish(plan, &outcome, global)?;

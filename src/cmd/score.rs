@@ -45,7 +45,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     let profile = Spec::load(&global.request("table1"))?.profile;
     let items = items(arguments)?;
     let progress = progress(global)?;
-    let Compute { device, workers } = global.compute()?;
+    let Compute { device, workers, .. } = global.compute()?;
     let scorers = open(&profile, global, &device, &|note| progress.note(note))?;
     progress.begin("score", items.len());
     let pictures = items.iter().map(|item| image::read(&item.path)).collect::<Result<Vec<Image>>>()?;

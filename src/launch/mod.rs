@@ -4,8 +4,10 @@
 //! *is*, it is told by a closure. [`local`] runs them one after another in this process.
 
 pub mod local;
+mod ranks;
 mod session;
 
+pub use ranks::Ranks;
 pub use session::Session;
 
 #[cfg(test)]

@@ -171,7 +171,7 @@ fn a_training_that_is_stopped_goes_on_to_the_same_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let (state, stored) = (folder.path().join("state.safetensors"), folder.path().join("reference.csv"));
     let config = Digest::of(b"this training");
-    let keep = Keep { path: &state, config: &config, every: 2 };
+    let keep = Keep { path: &state, config: &config, every: 2, read_only: false };
     let two = workers(2);
     let part = |last: u64| {
         // Each part opens everything anew, as another process would.
