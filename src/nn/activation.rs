@@ -163,10 +163,22 @@ mod tests {
 
     #[test]
     fn all_equal_their_composition_in_double_precision() {
-        let xs = (var(&[4001], 0).as_tensor() * 4.0).unwrap();
-        let xs = candle_core::Var::from_tensor(&xs).unwrap();
-        same(&gelu_erf(&xs).unwrap(), &in_double(&xs, |x| x.gelu_erf()), &[&xs], 1e-6);
-        same(&quick_gelu(&xs).unwrap(), &in_double(&xs, quick_gelu), &[&xs], 1e-6);
-        same(&silu(&xs).unwrap(), &in_double(&xs, silu), &[&xs], 1e-6);
+        on_each_device(|device| {
+            let xs = (var(device, &[4001], 0).as_tensor() * 4.0).unwrap();
+            let xs = candle_core::Var::from_tensor(&xs).unwrap();
+            same(&gelu_erf(&xs).unwrap(), &in_double(&xs, |x| x.gelu_erf()), &[&xs], 1e-6);
+            same(&quick_gelu(&xs).unwrap(), &in_double(&xs, quick_gelu), &[&xs], 1e-6);
+            same(&silu(&xs).unwrap(), &in_double(&xs, silu), &[&xs], 1e-6);
+        });
+    }
+
+    #[test]
+    fn all_compute_in_half_precision() {
+        on_each_device(|device| {
+            let xs = var(device, &[500], 0);
+            same_in_half(&[&xs], |xs| gelu_erf(&xs[0]));
+            same_in_half(&[&xs], |xs| quick_gelu(&xs[0]));
+            same_in_half(&[&xs], |xs| silu(&xs[0]));
+        });
     }
 }

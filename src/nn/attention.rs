@@ -492,6 +492,8 @@ impl Fused for SoftmaxBackward {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::super::testing::*;
     use super::*;
 
@@ -501,73 +503,89 @@ mod tests {
 
     #[test]
     fn equals_its_composition_under_every_mask() {
-        let qkv = var(&[2, 9, 72], 0);
-        for mask in [Mask::None, Mask::Causal, Mask::CausalPadded(vec![3, 9])] {
-            let ours = self_attention(&qkv, 3, &mask).unwrap();
-            same(&ours, &in_single(self_attention(&double(&qkv), 3, &mask)), &[&qkv], 3e-6);
-        }
+        on_each_device(|device| {
+            let qkv = var(device, &[2, 9, 72], 0);
+            for mask in [Mask::None, Mask::Causal, Mask::CausalPadded(vec![3, 9])] {
+                let ours = self_attention(&qkv, 3, &mask).unwrap();
+                same(&ours, &in_single(self_attention(&double(&qkv), 3, &mask)), &[&qkv], 3e-6);
+            }
+        });
     }
 
     #[test]
     fn the_decoupled_branch_equals_its_composition() {
-        let (qkv, text, user) = (var(&[2, 9, 72], 0), var(&[2, 13, 48], 1), var(&[2, 4, 48], 2));
-        let key_value = |xs: &Tensor| KeyValue::new(xs.clone());
-        for with_user in [false, true] {
-            let call = |change: fn(&Tensor) -> Tensor| {
-                let (text, user) = (key_value(&change(&text)), key_value(&change(&user)));
-                decoupled_attention(&change(&qkv), &text, with_user.then_some(&user), 3)
-            };
-            let (ours, theirs) = (call(|xs| xs.clone()).unwrap(), in_single(call(double)));
-            let all: [&Tensor; 3] = [&qkv, &text, &user];
-            same(&ours, &theirs, &all[..if with_user { 3 } else { 2 }], 3e-6);
-            if with_user {
-                // A frozen text changes nothing but its own gradient.
-                let frozen = key_value(&text.detach());
-                let ours = decoupled_attention(&qkv, &frozen, Some(&key_value(&user)), 3).unwrap();
-                same(&ours, &theirs, &[&qkv, &user], 3e-6);
+        on_each_device(|device| {
+            let (qkv, text, user) =
+                (var(device, &[2, 9, 72], 0), var(device, &[2, 13, 48], 1), var(device, &[2, 4, 48], 2));
+            let key_value = |xs: &Tensor| KeyValue::new(xs.clone());
+            for with_user in [false, true] {
+                let call = |change: fn(&Tensor) -> Tensor| {
+                    let (text, user) = (key_value(&change(&text)), key_value(&change(&user)));
+                    decoupled_attention(&change(&qkv), &text, with_user.then_some(&user), 3)
+                };
+                let (ours, theirs) = (call(|xs| xs.clone()).unwrap(), in_single(call(double)));
+                let all: [&Tensor; 3] = [&qkv, &text, &user];
+                same(&ours, &theirs, &all[..if with_user { 3 } else { 2 }], 3e-6);
+                if with_user {
+                    // A frozen text changes nothing but its own gradient.
+                    let frozen = key_value(&text.detach());
+                    let ours = decoupled_attention(&qkv, &frozen, Some(&key_value(&user)), 3).unwrap();
+                    same(&ours, &theirs, &[&qkv, &user], 3e-6);
+                }
             }
-        }
+        });
     }
 
     #[test]
     fn the_softmax_alone_equals_its_composition() {
-        let xs = var(&[3, 5, 41], 0);
-        for first in [41, 33] {
-            let theirs = op::apply(Softmax { first }, &[&double(&xs)]);
-            same(&op::apply(Softmax { first }, &[&xs]).unwrap(), &in_single(theirs), &[&xs], 3e-6);
-        }
+        on_each_device(|device| {
+            let xs = var(device, &[3, 5, 41], 0);
+            for first in [41, 33] {
+                let theirs = op::apply(Softmax { first }, &[&double(&xs)]);
+                same(&op::apply(Softmax { first }, &[&xs]).unwrap(), &in_single(theirs), &[&xs], 3e-6);
+            }
+        });
     }
 
     #[test]
     fn two_softmaxes_are_two_attentions_added() {
-        let (qkv, text, user) = (var(&[2, 9, 72], 0), var(&[2, 13, 48], 1), var(&[2, 4, 48], 2));
-        let both = {
-            let (text, user) =
-                (KeyValue::new(text.as_tensor().clone()), KeyValue::new(user.as_tensor().clone()));
-            decoupled_attention(&qkv, &text, Some(&user), 3).unwrap()
-        };
-        let text = decoupled_attention(&qkv, &KeyValue::new(text.as_tensor().clone()), None, 3).unwrap();
-        // The user's part alone, head by head.
-        let heads = |xs: &Tensor, from: usize| {
-            let part = xs.narrow(2, from, 24).unwrap();
-            part.reshape((2, part.dim(1).unwrap(), 3, 8))
+        on_each_device(|device| {
+            let (qkv, text, user) =
+                (var(device, &[2, 9, 72], 0), var(device, &[2, 13, 48], 1), var(device, &[2, 4, 48], 2));
+            let both = {
+                let (text, user) =
+                    (KeyValue::new(text.as_tensor().clone()), KeyValue::new(user.as_tensor().clone()));
+                decoupled_attention(&qkv, &text, Some(&user), 3).unwrap()
+            };
+            let text = decoupled_attention(&qkv, &KeyValue::new(text.as_tensor().clone()), None, 3).unwrap();
+            // The user's part alone, head by head.
+            let heads = |xs: &Tensor, from: usize| {
+                let part = xs.narrow(2, from, 24).unwrap();
+                part.reshape((2, part.dim(1).unwrap(), 3, 8))
+                    .unwrap()
+                    .transpose(1, 2)
+                    .unwrap()
+                    .contiguous()
+                    .unwrap()
+            };
+            let scores =
+                (heads(&qkv, 0).matmul(&heads(&user, 0).t().unwrap()).unwrap() / 8f64.sqrt()).unwrap();
+            let weights = scores.exp().unwrap();
+            let weights = weights.broadcast_div(&weights.sum_keepdim(3).unwrap()).unwrap();
+            let part = weights
+                .matmul(&heads(&user, 24))
                 .unwrap()
                 .transpose(1, 2)
                 .unwrap()
-                .contiguous()
-                .unwrap()
-        };
-        let scores = (heads(&qkv, 0).matmul(&heads(&user, 0).t().unwrap()).unwrap() / 8f64.sqrt()).unwrap();
-        let weights = scores.exp().unwrap();
-        let weights = weights.broadcast_div(&weights.sum_keepdim(3).unwrap()).unwrap();
-        let part =
-            weights.matmul(&heads(&user, 24)).unwrap().transpose(1, 2).unwrap().reshape((2, 9, 24)).unwrap();
-        assert!(distance(&both, &(text + part).unwrap()) < 3e-6);
+                .reshape((2, 9, 24))
+                .unwrap();
+            assert!(distance(&both, &(text + part).unwrap()) < 3e-6);
+        });
     }
 
     #[test]
     fn a_sample_is_the_same_alone_and_in_a_batch() {
-        let (qkv, text) = (var(&[5, 64, 384], 0), var(&[5, 28, 256], 1));
+        let (qkv, text) = (var(&Device::Cpu, &[5, 64, 384], 0), var(&Device::Cpu, &[5, 28, 256], 1));
         let of = |qkv: &Tensor, text: &Tensor| {
             decoupled_attention(qkv, &KeyValue::new(text.clone()), None, 4).unwrap()
         };
@@ -578,10 +596,23 @@ mod tests {
 
     #[test]
     fn shapes_that_do_not_fit_are_refused() {
-        let qkv = var(&[2, 9, 72], 0);
+        let qkv = var(&Device::Cpu, &[2, 9, 72], 0);
         assert!(self_attention(&qkv, 5, &Mask::None).is_err());
-        let text = KeyValue::new(var(&[2, 13, 40], 1).as_tensor().clone());
+        let text = KeyValue::new(var(&Device::Cpu, &[2, 13, 40], 1).as_tensor().clone());
         let error = decoupled_attention(&qkv, &text, None, 3).unwrap_err().to_string();
         assert!(error.contains("[2, 13, 40]"), "{error}");
+    }
+
+    #[test]
+    fn both_compute_in_half_precision() {
+        on_each_device(|device| {
+            let (qkv, text, user) =
+                (var(device, &[2, 9, 72], 0), var(device, &[2, 13, 48], 1), var(device, &[2, 4, 48], 2));
+            same_in_half(&[&qkv], |xs| self_attention(&xs[0], 3, &Mask::Causal));
+            same_in_half(&[&qkv, &text, &user], |xs| {
+                let (text, user) = (KeyValue::new(xs[1].clone()), KeyValue::new(xs[2].clone()));
+                decoupled_attention(&xs[0], &text, Some(&user), 3)
+            });
+        });
     }
 }

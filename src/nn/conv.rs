@@ -271,33 +271,55 @@ mod tests {
 
     #[test]
     fn depthwise_equals_its_composition() {
-        for (h, w) in [(8, 8), (4, 5), (1, 3), (3, 1), (1, 1)] {
-            let (xs, k, b) = (var(&[2, h, w, 24], 0), var(&[24, 1, 3, 3], 1), var(&[24], 2));
-            let ours = depthwise_conv3x3(&xs, &k, &b).unwrap();
-            let theirs = depthwise_conv3x3(&double(&xs), &double(&k), &double(&b)).unwrap();
-            same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&xs, &k, &b], 3e-6);
-        }
+        on_each_device(|device| {
+            for (h, w) in [(8, 8), (4, 5), (1, 3), (3, 1), (1, 1)] {
+                let (xs, k, b) =
+                    (var(device, &[2, h, w, 24], 0), var(device, &[24, 1, 3, 3], 1), var(device, &[24], 2));
+                let ours = depthwise_conv3x3(&xs, &k, &b).unwrap();
+                let theirs = depthwise_conv3x3(&double(&xs), &double(&k), &double(&b)).unwrap();
+                same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&xs, &k, &b], 3e-6);
+            }
+        });
     }
 
     #[test]
     fn depthwise_equals_candles_grouped_convolution() {
-        let (xs, k, b) = (var(&[2, 5, 6, 8], 0), var(&[8, 1, 3, 3], 1), var(&[8], 2));
-        let ours = depthwise_conv3x3(&xs, &k, &b).unwrap();
-        let nchw = xs.permute((0, 3, 1, 2)).unwrap().contiguous().unwrap();
-        let theirs =
-            nchw.conv2d(&k, 1, 1, 1, 8).unwrap().permute((0, 2, 3, 1)).unwrap().broadcast_add(&b).unwrap();
-        same(&ours, &theirs.contiguous().unwrap(), &[&xs, &k, &b], 3e-6);
+        on_each_device(|device| {
+            let (xs, k, b) =
+                (var(device, &[2, 5, 6, 8], 0), var(device, &[8, 1, 3, 3], 1), var(device, &[8], 2));
+            let ours = depthwise_conv3x3(&xs, &k, &b).unwrap();
+            let nchw = xs.permute((0, 3, 1, 2)).unwrap().contiguous().unwrap();
+            let theirs = nchw
+                .conv2d(&k, 1, 1, 1, 8)
+                .unwrap()
+                .permute((0, 2, 3, 1))
+                .unwrap()
+                .broadcast_add(&b)
+                .unwrap();
+            same(&ours, &theirs.contiguous().unwrap(), &[&xs, &k, &b], 3e-6);
+        });
     }
 
     #[test]
     fn rearrangements_are_inverse_and_patches_are_in_place() {
-        let xs = var(&[2, 4, 6, 3], 0);
-        let patches = space_to_depth(&xs, 2).unwrap();
-        assert_eq!(patches.dims(), [2, 2, 3, 12]);
-        assert_eq!(values(&depth_to_space(&patches, 2).unwrap()), values(&xs));
-        let first: Vec<f32> = values(&patches)[..12].to_vec();
-        let expected: Vec<f32> =
-            [0, 1, 2, 3, 4, 5, 18, 19, 20, 21, 22, 23].iter().map(|&i| values(&xs)[i]).collect();
-        assert_eq!(first, expected);
+        on_each_device(|device| {
+            let xs = var(device, &[2, 4, 6, 3], 0);
+            let patches = space_to_depth(&xs, 2).unwrap();
+            assert_eq!(patches.dims(), [2, 2, 3, 12]);
+            assert_eq!(values(&depth_to_space(&patches, 2).unwrap()), values(&xs));
+            let first: Vec<f32> = values(&patches)[..12].to_vec();
+            let expected: Vec<f32> =
+                [0, 1, 2, 3, 4, 5, 18, 19, 20, 21, 22, 23].iter().map(|&i| values(&xs)[i]).collect();
+            assert_eq!(first, expected);
+        });
+    }
+
+    #[test]
+    fn depthwise_computes_in_half_precision() {
+        on_each_device(|device| {
+            let (xs, k, b) =
+                (var(device, &[2, 5, 6, 24], 0), var(device, &[24, 1, 3, 3], 1), var(device, &[24], 2));
+            same_in_half(&[&xs, &k, &b], |xs| depthwise_conv3x3(&xs[0], &xs[1], &xs[2]));
+        });
     }
 }

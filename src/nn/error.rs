@@ -116,20 +116,34 @@ impl Fused for SquaredErrorBackward {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::super::testing::*;
     use super::*;
 
     #[test]
     fn equals_its_composition() {
-        let (pred, target) = (var(&[3, 5, 31, 33], 0), var(&[3, 5, 31, 33], 1));
-        let ours = squared_error(&pred, &target).unwrap();
-        let theirs = squared_error(&double(&pred), &double(&target)).unwrap();
-        same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&pred, &target], 1e-6);
+        on_each_device(|device| {
+            let (pred, target) = (var(device, &[3, 5, 31, 33], 0), var(device, &[3, 5, 31, 33], 1));
+            let ours = squared_error(&pred, &target).unwrap();
+            let theirs = squared_error(&double(&pred), &double(&target)).unwrap();
+            same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&pred, &target], 1e-6);
+        });
     }
 
     #[test]
     fn shapes_that_differ_are_refused() {
-        let error = squared_error(&var(&[2, 3], 0), &var(&[2, 4], 1)).unwrap_err().to_string();
+        let error = squared_error(&var(&Device::Cpu, &[2, 3], 0), &var(&Device::Cpu, &[2, 4], 1))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("[2, 3]") && error.contains("[2, 4]"), "{error}");
+    }
+
+    #[test]
+    fn computes_in_half_precision() {
+        on_each_device(|device| {
+            let (pred, target) = (var(device, &[3, 5, 8, 8], 0), var(device, &[3, 5, 8, 8], 1));
+            same_in_half(&[&pred, &target], |xs| squared_error(&xs[0], &xs[1]));
+        });
     }
 }

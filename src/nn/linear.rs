@@ -183,22 +183,26 @@ impl Fused for ColumnSums {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::super::testing::*;
     use super::*;
 
     #[test]
     fn equals_candles_own_in_value_and_gradient() {
-        let (xs, w, b) = (var(&[3, 7, 24], 0), var(&[40, 24], 1), var(&[40], 2));
-        let ours = linear(&xs, &w, Some(&b)).unwrap();
-        let theirs = xs
-            .flatten_to(1)
-            .unwrap()
-            .matmul(&w.t().unwrap())
-            .unwrap()
-            .reshape((3, 7, 40))
-            .unwrap()
-            .broadcast_add(&b);
-        same(&ours, &theirs.unwrap(), &[&xs, &w, &b], 2e-6);
+        on_each_device(|device| {
+            let (xs, w, b) = (var(device, &[3, 7, 24], 0), var(device, &[40, 24], 1), var(device, &[40], 2));
+            let ours = linear(&xs, &w, Some(&b)).unwrap();
+            let theirs = xs
+                .flatten_to(1)
+                .unwrap()
+                .matmul(&w.t().unwrap())
+                .unwrap()
+                .reshape((3, 7, 40))
+                .unwrap()
+                .broadcast_add(&b);
+            same(&ours, &theirs.unwrap(), &[&xs, &w, &b], 2e-6);
+        });
     }
 
     #[test]
@@ -219,7 +223,8 @@ mod tests {
             (24, 96),
             (33, 47),
         ] {
-            let (many, w, b) = (var(&[160, k], 3), var(&[n, k], 4), var(&[n], 5));
+            let (many, w, b) =
+                (var(&Device::Cpu, &[160, k], 3), var(&Device::Cpu, &[n, k], 4), var(&Device::Cpu, &[n], 5));
             let all = linear(&many, &w, Some(&b)).unwrap();
             for rows in [1, 2, 3, 4, 5, 7, 12, 16, 17, 64] {
                 let some = linear(&many.narrow(0, 3, rows).unwrap(), &w, Some(&b)).unwrap();
@@ -231,10 +236,20 @@ mod tests {
 
     #[test]
     fn a_frozen_weight_gets_no_gradient() {
-        let (xs, w) = (var(&[4, 8], 0), var(&[6, 8], 1).detach());
-        let before = super::super::counting::weight_gradients();
-        let grads = linear(&xs, &w, None).unwrap().sum_all().unwrap().backward().unwrap();
-        assert!(grads.get(&xs).is_some() && grads.get(&w).is_none());
-        assert_eq!(super::super::counting::weight_gradients(), before);
+        on_each_device(|device| {
+            let (xs, w) = (var(device, &[4, 8], 0), var(device, &[6, 8], 1).detach());
+            let before = super::super::counting::weight_gradients();
+            let grads = linear(&xs, &w, None).unwrap().sum_all().unwrap().backward().unwrap();
+            assert!(grads.get(&xs).is_some() && grads.get(&w).is_none());
+            assert_eq!(super::super::counting::weight_gradients(), before);
+        });
+    }
+
+    #[test]
+    fn computes_in_half_precision() {
+        on_each_device(|device| {
+            let (xs, w, b) = (var(device, &[3, 7, 24], 0), var(device, &[40, 24], 1), var(device, &[40], 2));
+            same_in_half(&[&xs, &w, &b], |xs| linear(&xs[0], &xs[1], Some(&xs[2])));
+        });
     }
 }

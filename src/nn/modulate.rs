@@ -123,9 +123,21 @@ mod tests {
 
     #[test]
     fn equals_its_composition() {
-        let (xs, a, b) = (var(&[3, 7, 24], 0), var(&[3, 24], 1), var(&[3, 24], 2));
-        let ours = modulate(&xs, &a, &b).unwrap();
-        let theirs = modulate(&double(&xs), &double(&a), &double(&b)).unwrap();
-        same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&xs, &a, &b], 3e-6);
+        on_each_device(|device| {
+            let (xs, a, b) =
+                (var(device, &[3, 7, 24], 0), var(device, &[3, 24], 1), var(device, &[3, 24], 2));
+            let ours = modulate(&xs, &a, &b).unwrap();
+            let theirs = modulate(&double(&xs), &double(&a), &double(&b)).unwrap();
+            same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&xs, &a, &b], 3e-6);
+        });
+    }
+
+    #[test]
+    fn computes_in_half_precision() {
+        on_each_device(|device| {
+            let (xs, a, b) =
+                (var(device, &[3, 7, 24], 0), var(device, &[3, 24], 1), var(device, &[3, 24], 2));
+            same_in_half(&[&xs, &a, &b], |xs| modulate(&xs[0], &xs[1], &xs[2]));
+        });
     }
 }

@@ -447,22 +447,36 @@ mod tests {
 
     #[test]
     fn layer_norm_equals_its_composition() {
-        for width in [24, 128, 37] {
-            let (xs, w, b) = (var(&[2, 5, width], 0), var(&[width], 1), var(&[width], 2));
-            let composed = in_double(&xs, |x| layer_norm(x, None, 1e-6));
-            same(&layer_norm(&xs, None, 1e-6).unwrap(), &composed, &[&xs], 3e-6);
-            let ours = layer_norm(&xs, Some((&w, &b)), 1e-5).unwrap();
-            let (xd, wd, bd) = (double(&xs), double(&w), double(&b));
-            let theirs = layer_norm(&xd, Some((&wd, &bd)), 1e-5).unwrap();
-            same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&xs, &w, &b], 3e-6);
-        }
+        on_each_device(|device| {
+            for width in [24, 128, 37] {
+                let (xs, w, b) =
+                    (var(device, &[2, 5, width], 0), var(device, &[width], 1), var(device, &[width], 2));
+                let composed = in_double(&xs, |x| layer_norm(x, None, 1e-6));
+                same(&layer_norm(&xs, None, 1e-6).unwrap(), &composed, &[&xs], 3e-6);
+                let ours = layer_norm(&xs, Some((&w, &b)), 1e-5).unwrap();
+                let (xd, wd, bd) = (double(&xs), double(&w), double(&b));
+                let theirs = layer_norm(&xd, Some((&wd, &bd)), 1e-5).unwrap();
+                same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&xs, &w, &b], 3e-6);
+            }
+        });
     }
 
     #[test]
     fn grn_equals_its_composition() {
-        let (xs, g, b) = (var(&[2, 9, 40], 0), var(&[40], 1), var(&[40], 2));
-        let ours = grn(&xs, &g, &b).unwrap();
-        let theirs = grn(&double(&xs), &double(&g), &double(&b)).unwrap();
-        same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&xs, &g, &b], 5e-6);
+        on_each_device(|device| {
+            let (xs, g, b) = (var(device, &[2, 9, 40], 0), var(device, &[40], 1), var(device, &[40], 2));
+            let ours = grn(&xs, &g, &b).unwrap();
+            let theirs = grn(&double(&xs), &double(&g), &double(&b)).unwrap();
+            same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&xs, &g, &b], 5e-6);
+        });
+    }
+
+    #[test]
+    fn both_compute_in_half_precision() {
+        on_each_device(|device| {
+            let (xs, w, b) = (var(device, &[2, 9, 40], 0), var(device, &[40], 1), var(device, &[40], 2));
+            same_in_half(&[&xs, &w, &b], |xs| layer_norm(&xs[0], Some((&xs[1], &xs[2])), 1e-5));
+            same_in_half(&[&xs, &w, &b], |xs| grn(&xs[0], &xs[1], &xs[2]));
+        });
     }
 }

@@ -98,18 +98,22 @@ where
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{DType, Device};
+
     use super::super::testing::*;
     use super::*;
 
     #[test]
     fn values_and_gradients_are_those_of_the_plain_graph() {
-        let (x, y, z) = (var(&[3, 4], 0), var(&[4, 5], 1), var(&[3, 5], 2));
-        let body = |[x, y, z]: [&Tensor; 3]| x.matmul(y)?.sqr()?.mul(z);
-        let plain = body([&x, &y, &z]).unwrap();
-        same(&recompute([&x, &y, &z], body).unwrap(), &plain, &[&x, &y, &z], 1e-9);
+        on_each_device(|device| {
+            let (x, y, z) = (var(device, &[3, 4], 0), var(device, &[4, 5], 1), var(device, &[3, 5], 2));
+            let body = |[x, y, z]: [&Tensor; 3]| x.matmul(y)?.sqr()?.mul(z);
+            let plain = body([&x, &y, &z]).unwrap();
+            same(&recompute([&x, &y, &z], body).unwrap(), &plain, &[&x, &y, &z], 1e-9);
 
-        let frozen = y.as_tensor().detach();
-        same(&recompute([&x, &frozen, &z], body).unwrap(), &plain, &[&x, &z], 1e-9);
+            let frozen = y.as_tensor().detach();
+            same(&recompute([&x, &frozen, &z], body).unwrap(), &plain, &[&x, &z], 1e-9);
+        });
     }
 
     #[test]
@@ -119,8 +123,7 @@ mod tests {
 
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = calls.clone();
-        let (x, none) =
-            (var(&[3], 0), Tensor::zeros(0, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap());
+        let (x, none) = (var(&Device::Cpu, &[3], 0), Tensor::zeros(0, DType::F32, &Device::Cpu).unwrap());
         let ys = recompute([&x, &none, &none], move |[x, ..]| {
             counted.fetch_add(1, Ordering::Relaxed);
             x.sqr()

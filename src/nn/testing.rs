@@ -5,11 +5,34 @@ use candle_core::{DType, Device, Tensor, Var};
 use crate::rng::stream;
 use crate::units::Seed;
 
+/// Runs a test on the CPU and, where the build and the machine have one, on a GPU.
+pub fn on_each_device(test: impl Fn(&Device)) {
+    test(&Device::Cpu);
+    #[cfg(feature = "cuda")]
+    if let Ok(gpu) = Device::new_cuda(0) {
+        test(&gpu);
+    }
+}
+
 /// A standard normal variable; `index` chooses the draw.
-pub fn var(shape: &[usize], index: u64) -> Var {
+pub fn var(device: &Device, shape: &[usize], index: u64) -> Var {
     let count = shape.iter().product();
     let data = stream(Seed::new(99), "nn test", index).normals(count);
-    Var::from_tensor(&Tensor::from_vec(data, shape, &Device::Cpu).unwrap()).unwrap()
+    Var::from_tensor(&Tensor::from_vec(data, shape, device).unwrap()).unwrap()
+}
+
+/// The operation on bf16 arguments gives what it gives in single precision, to about three digits; gradients too.
+pub fn same_in_half(arguments: &[&Tensor], op: impl Fn(&[Tensor]) -> candle_core::Result<Tensor>) {
+    // Both start from the rounded numbers: what differs is the operation's own rounding.
+    let rounded =
+        |t: &Tensor| Var::from_tensor(&t.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap());
+    let vars: Vec<Var> = arguments.iter().map(|t| rounded(t).unwrap()).collect();
+    let given = |dtype: DType| -> Vec<Tensor> { vars.iter().map(|v| v.to_dtype(dtype).unwrap()).collect() };
+    let half = op(&given(DType::BF16)).unwrap();
+    assert_eq!(half.dtype(), DType::BF16);
+    let single = op(&given(DType::F32)).unwrap();
+    let variables: Vec<&Tensor> = vars.iter().map(|v| v.as_tensor()).collect();
+    same(&half.to_dtype(DType::F32).unwrap(), &single, &variables, 2e-2);
 }
 
 /// The same number in double precision, still connected to the variable, so that the composed path is taken.
@@ -37,7 +60,7 @@ pub fn distance(a: &Tensor, b: &Tensor) -> f32 {
 /// Both results are the same, and so are the gradients of a random projection of each with respect to `variables`.
 pub fn same(ours: &Tensor, theirs: &Tensor, variables: &[&Tensor], tolerance: f32) {
     assert!(distance(ours, theirs) < tolerance, "values differ by {}", distance(ours, theirs));
-    let direction = var(ours.dims(), 1234).detach();
+    let direction = var(ours.device(), ours.dims(), 1234).detach();
     let gradients = |ys: &Tensor| (ys * &direction).unwrap().sum_all().unwrap().backward().unwrap();
     let (ours, theirs) = (gradients(ours), gradients(theirs));
     for (i, variable) in variables.iter().enumerate() {
