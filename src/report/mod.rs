@@ -149,10 +149,19 @@ impl Output {
         Ok(files)
     }
 
-    /// This output as Markdown, its figures as links below `figures` (a path relative to the document).
-    pub fn markdown(&self, figures: &str) -> String {
-        let mut parts: Vec<String> = self.tables.iter().map(|(_, table)| table.markdown()).collect();
-        for figure in &self.figures {
+    /// The names of its tables and figures.
+    pub fn parts(&self) -> impl Iterator<Item = &str> {
+        let tables = self.tables.iter().map(|(name, _)| name.as_str());
+        tables.chain(self.figures.iter().map(|figure| figure.name.as_str()))
+    }
+
+    /// This output as Markdown, or the one `part` of it, its figures as links below `figures` (a path relative to the
+    /// document); `None` where it has no such part.
+    pub fn markdown(&self, part: Option<&str>, figures: &str) -> Option<String> {
+        let asked = |name: &str| part.is_none_or(|part| part == name);
+        let tables = self.tables.iter().filter(|(name, _)| asked(name));
+        let mut parts: Vec<String> = tables.map(|(_, table)| table.markdown()).collect();
+        for figure in self.figures.iter().filter(|figure| asked(&figure.name)) {
             let width = (figure.scene.width * 2.0).round();
             let alt = figure.caption.replace('"', "'");
             parts.push(format!(
@@ -160,7 +169,7 @@ impl Output {
                 figure.name, figure.caption
             ));
         }
-        parts.join("\n")
+        (!parts.is_empty()).then(|| parts.join("\n"))
     }
 }
 

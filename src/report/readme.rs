@@ -5,6 +5,8 @@
 //! everything here is replaced
 //! <!-- /ppd:STUDY/OUTPUT -->
 //! ```
+//!
+//! `STUDY/OUTPUT/PART` takes one of the output's tables or figures alone.
 
 use super::Output;
 use crate::error::{Error, Result, nearest};
@@ -25,7 +27,7 @@ pub fn splice(document: &str, study: &str, outputs: &[Output], figures: &str) ->
                 "the marker <!-- ppd:{place} --> has no end; write {end} below it"
             )));
         };
-        let Some((of, name)) = place.split_once('/') else {
+        let Some((of, asked)) = place.split_once('/') else {
             return Err(Error::Spec(format!(
                 "the marker <!-- ppd:{place} --> names no study; write <!-- ppd:STUDY/{place} -->"
             )));
@@ -36,6 +38,7 @@ pub fn splice(document: &str, study: &str, outputs: &[Output], figures: &str) ->
             spliced += &format!("{OPEN}{place}{CLOSE}{}{end}", &after[..length]);
             continue;
         }
+        let (name, part) = asked.split_once('/').map_or((asked, None), |(name, part)| (name, Some(part)));
         let Some(output) = outputs.iter().find(|output| output.name == name) else {
             let known = outputs.iter().map(|output| output.name.as_str());
             let meant = nearest(name, known.clone())
@@ -45,7 +48,13 @@ pub fn splice(document: &str, study: &str, outputs: &[Output], figures: &str) ->
                 "the marker <!-- ppd:{place} --> names no output of {study}{meant} (known: {known})"
             )));
         };
-        spliced += &format!("{OPEN}{place}{CLOSE}\n{}\n{end}", output.markdown(figures).trim_end());
+        let Some(text) = output.markdown(part, figures) else {
+            let known = output.parts().collect::<Vec<_>>().join(", ");
+            return Err(Error::Spec(format!(
+                "the marker <!-- ppd:{place} --> names no part of {name} (known: {known})"
+            )));
+        };
+        spliced += &format!("{OPEN}{place}{CLOSE}\n{}\n{end}", text.trim_end());
     }
     spliced += rest;
     Ok(spliced)
@@ -79,12 +88,24 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_an_output_can_stand_alone() {
+        let mut outputs = outputs();
+        let other = Table::new("Another caption.", vec![("head".into(), Kind::Words)]);
+        outputs[0].tables.push(("rows".into(), other));
+        let place = |text: &str| format!("<!-- ppd:main/table1/rows -->{text}<!-- /ppd:main/table1/rows -->");
+        let spliced = splice(&place(""), "main", &outputs, "figures").unwrap();
+        assert_eq!(spliced, place("\nAnother caption.\n\n| head |\n| :-- |\n"));
+    }
+
+    #[test]
     fn faulty_markers_are_refused() {
         let refusal = |document: &str| splice(document, "main", &outputs(), "").unwrap_err().to_string();
         let error = refusal("<!-- ppd:main/table1 -->");
         assert!(error.contains("<!-- /ppd:main/table1 -->"), "{error}");
         let error = refusal("<!-- ppd:main/tabel1 --><!-- /ppd:main/tabel1 -->");
         assert!(error.contains("did you mean \"table1\""), "{error}");
+        let error = refusal("<!-- ppd:main/table1/rows --><!-- /ppd:main/table1/rows -->");
+        assert!(error.contains("no part of table1 (known: table1)"), "{error}");
         let error = refusal("<!-- ppd:table1 --><!-- /ppd:table1 -->");
         assert!(error.contains("STUDY/table1"), "{error}");
     }
