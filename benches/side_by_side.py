@@ -41,6 +41,10 @@ ROWS = [
     ("attention", "attention", 1e-4),
     ("squared-error", "squared-error", 1e-4),
     ("bca", "bca", 1e-9),
+    # On a GPU, and only where asked for by name: random weights, so there are no numbers to agree.
+    ("full-step", "full-step", 0.0),
+    ("full-step-cached", "full-step-cached", 0.0),
+    ("full-step-cached", "full-step", 0.0),
 ]
 NEED_INPUTS = {"step", "step-cached", "sample"}
 
@@ -52,9 +56,10 @@ def output(command):
     return done.stdout
 
 
-def built():
+def built(features):
     """Builds our side and returns the program, so that cargo's own time is not in the way."""
-    lines = output(["cargo", "bench", "--locked", "--bench", "ppd", "--no-run", "--message-format", "json"])
+    command = ["cargo", "bench", "--locked", "--bench", "ppd", "--no-run", "--message-format", "json"]
+    lines = output(command + (["--features", features] if features else []))
     for line in map(json.loads, lines.splitlines()):
         if line.get("target", {}).get("name") == "ppd" and "bench" in line["target"]["kind"]:
             return [line["executable"]]
@@ -121,17 +126,27 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side, in turn")
     parser.add_argument("--reps", type=int, default=5, help="repetitions in each process")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=8, help="pairs of a full-size step")
+    parser.add_argument("--micro-batch", type=int, default=4, help="pairs of each of its micro-batches")
+    parser.add_argument("--features", help="cargo features of our side, such as cuda")
+    parser.add_argument("--program", help="our side, built already, where there is no cargo")
     parser.add_argument("--no-record", action="store_true", help="do not append to benches/results")
     arguments = parser.parse_args()
     known = {ours for ours, _, _ in ROWS}
     for name in arguments.names:
         if name not in known:
             raise SystemExit(f"unknown measurement {name!r}; known: {', '.join(sorted(known))}")
-    rows = [row for row in ROWS if not arguments.names or row[0] in arguments.names]
+    wanted_names = arguments.names or [name for name in known if not name.startswith("full-")]
+    rows = [row for row in ROWS if row[0] in wanted_names]
     wanted = {("ppd", ours) for ours, _, _ in rows} | {("torch", theirs) for _, theirs, _ in rows}
-    commands = {"ppd": built(), "torch": TWIN}
+    commands = {"ppd": [arguments.program] if arguments.program else built(arguments.features), "torch": TWIN}
     shown = {"ppd": "cargo bench --bench ppd --", "torch": "python benches/torch/twin.py"}
-    settings = ["--threads", str(arguments.threads), "--reps", str(arguments.reps)]
+    size = ["--pairs", str(arguments.pairs), "--micro-batch", str(arguments.micro_batch)]
+
+    def options(name):
+        own = size if name.startswith("full-") else ["--threads", str(arguments.threads)]
+        return ["--reps", str(arguments.reps), *own]
+
     runs = {key: [] for key in wanted}
     with tempfile.TemporaryDirectory() as folder:
         if any(name in NEED_INPUTS for _, name in wanted):
@@ -140,7 +155,7 @@ def main():
             for program, name in sorted(wanted, key=lambda key: (key[1], key[0])):
                 print(f"round {turn + 1} of {arguments.rounds}: {name}, {program}", file=sys.stderr)
                 inputs = ["--inputs", folder] if name in NEED_INPUTS else []
-                runs[program, name].append(json.loads(output([*commands[program], name, *settings, *inputs])))
+                runs[program, name].append(json.loads(output([*commands[program], name, *options(name), *inputs])))
 
     print(f"{machine()}, {arguments.threads} threads; median (fastest–slowest) of {arguments.rounds} × {arguments.reps}.\n")
     print("| here | PyTorch / scipy | ppd | PyTorch / scipy | ratio | peak memory |")
@@ -174,7 +189,7 @@ def main():
                 "bench": name, "program": library, "version": version[library], "median_s": f"{median:.6g}",
                 "min_s": f"{low:.6g}", "max_s": f"{high:.6g}", "repetitions": arguments.rounds * arguments.reps,
                 "peak_bytes": max(run["peak_bytes"] or 0 for run in measured),
-                "shape": json.dumps(measured[0]["shape"]), "command": f"{shown[program]} {shlex.join([name, *settings, *inputs])}",
+                "shape": json.dumps(measured[0]["shape"]), "command": f"{shown[program]} {shlex.join([name, *options(name), *inputs])}",
             })
         slug = "-".join(part for part in "".join(c if c.isalnum() else " " for c in machine().lower()).split())
         append(ROOT / f"benches/results/{slug}.csv", table)

@@ -7,6 +7,7 @@
 //! cargo bench --bench ppd -- linear attention bca
 //! ```
 
+mod full;
 mod measured;
 mod ops;
 mod stage_c;
@@ -38,6 +39,14 @@ struct Arguments {
     /// Measured repetitions of each, after those that warm up
     #[arg(long, default_value_t = 5)]
     reps: usize,
+    /// The GPU of the full-size measurements
+    #[arg(long, default_value_t = 0)]
+    gpu: usize,
+    /// Pairs of a full-size step, and of each of its micro-batches
+    #[arg(long, default_value_t = 8)]
+    pairs: usize,
+    #[arg(long, default_value_t = 4)]
+    micro_batch: usize,
     /// Sampler steps
     #[arg(long, default_value_t = 30)]
     steps: usize,
@@ -49,6 +58,13 @@ struct Arguments {
 impl Arguments {
     fn inputs(&self) -> Result<&PathBuf> {
         self.inputs.as_ref().context("this measurement needs --inputs, the folder that twin.py --export made")
+    }
+}
+
+impl Arguments {
+    fn full(&self, cached: bool) -> Result<Measured> {
+        let device = candle_core::Device::new_cuda(self.gpu)?;
+        full::step(&device, self.pairs, self.micro_batch, self.reps, cached)
     }
 }
 
@@ -68,6 +84,10 @@ const BENCHES: &[(&str, Bench)] = &[
     ("attention", |a| ops::attention(a.threads, a.reps)),
     ("squared-error", |a| ops::squared_error(a.threads, a.reps)),
     ("bca", |a| statistics::bca(a.threads, a.reps)),
+    // On a GPU, and only where asked for by name.
+    ("full-step", |a| a.full(false)),
+    ("full-step-cached", |a| a.full(true)),
+    ("full-rate", |a| full::rate(&candle_core::Device::new_cuda(a.gpu)?, a.reps)),
 ];
 
 fn main() -> Result<()> {
@@ -84,7 +104,8 @@ fn main() -> Result<()> {
     unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     rayon::ThreadPoolBuilder::new().num_threads(arguments.threads).build_global()?;
     for (name, bench) in BENCHES {
-        if arguments.names.is_empty() || arguments.names.iter().any(|asked| asked == name) {
+        let by_default = arguments.names.is_empty() && !name.starts_with("full-");
+        if by_default || arguments.names.iter().any(|asked| asked == name) {
             bench(&arguments).with_context(|| (*name).to_owned())?.print(name);
         }
     }

@@ -24,7 +24,7 @@ impl Measured {
         let Self { shape, seconds, check } = self;
         let line = json!({
             "bench": name, "program": "ppd", "shape": shape, "seconds": seconds, "check": check,
-            "peak_bytes": peak_bytes(),
+            "peak_bytes": if shape["device"] == "cuda" { gpu_bytes() } else { peak_bytes() },
         });
         println!("{line}");
     }
@@ -43,6 +43,18 @@ pub fn time<R>(reps: usize, mut call: impl FnMut() -> Result<R>) -> Result<(Vec<
         seconds.push(begun.elapsed().as_secs_f64());
     }
     Ok((seconds, first))
+}
+
+/// What the GPU's memory holds now: the tensor library gives nothing back before the process ends.
+#[cfg(feature = "cuda")]
+fn gpu_bytes() -> Option<u64> {
+    let (free, total) = candle_core::cuda::cudarc::driver::result::mem_get_info().ok()?;
+    Some((total - free) as u64)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpu_bytes() -> Option<u64> {
+    None
 }
 
 /// The most memory the process has held, where the system tells.

@@ -29,6 +29,15 @@ def timed(reps, call):
     return seconds, first
 
 
+def peak_bytes(device):
+    """The most memory the process has held: the GPU's where it computes, else the process's own."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_reserved()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 # ── Stage C ──
 
 PAIRS, SIDE, STEPS = 16, 16, 30
@@ -212,6 +221,101 @@ def sample(arguments):
     return shape, seconds, [latents.square().mean().item()]
 
 
+# ── the full-size Stage C on a GPU ──
+
+
+def full_step(arguments, cached=False):
+    """PPD's step of the 3.6 B Stage C: random weights, bf16, SDPA, adapters in single precision."""
+    import torch
+    import torch.nn.functional as F
+    from diffusers import DDPMWuerstchenScheduler
+    from diffusers.models import StableCascadeUNet
+    from diffusers.models.unets.unet_stable_cascade import SDCascadeAttnBlock
+
+    device, pairs, width = f"cuda:{arguments.gpu}", arguments.pairs, 2048
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        unet = StableCascadeUNet(
+            in_channels=16, out_channels=16, timestep_ratio_embedding_dim=64, patch_size=1, conditioning_dim=2048,
+            block_out_channels=[2048, 2048], num_attention_heads=[32, 32], down_num_layers_per_block=[8, 24],
+            up_num_layers_per_block=[24, 8], down_blocks_repeat_mappers=[1, 1], up_blocks_repeat_mappers=[1, 1],
+            block_types_per_layer=[BLOCKS, BLOCKS], clip_text_in_channels=1280, clip_text_pooled_in_channels=1280,
+            clip_image_in_channels=768, clip_seq=4, kernel_size=3, dropout=[0.1, 0.1], self_attn=True,
+            timestep_conditioning_type=["sca", "crp"], switch_level=[False],
+        )
+    unet = unet.to(torch.bfloat16).to_empty(device=device).eval().requires_grad_(False)
+    count = 0
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            matrix = parameter.ndim in (2, 4) and parameter.shape[0] > 1
+            parameter.normal_(0, 0.7 / parameter[0].numel() ** 0.5 if matrix else 0.05)
+            count += parameter.numel()
+    projector = torch.nn.Parameter(torch.randn(4 * width, 3584, device=device) / 3584**0.5)
+    adapter, user = torch.nn.ParameterDict(), {"tokens": None}
+
+    class Branch(UserBranch):
+        """As above, with the adapter's tensors brought to the model's precision."""
+
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+            half = {key: self.parameters[self.name + key].to(torch.bfloat16) for key in ("__k", "__v")}
+            branch = UserBranch("", half, self.user)
+            return branch(attn, hidden_states, encoder_hidden_states)
+
+    for name, module in unet.named_modules():
+        if isinstance(module, SDCascadeAttnBlock):
+            name = name.replace(".", "_")
+            adapter[name + "__k"] = torch.nn.Parameter(torch.randn(width, width, device=device) / width**0.5)
+            adapter[name + "__v"] = torch.nn.Parameter(torch.zeros(width, width, device=device))
+            module.attention.set_processor(Branch(name, adapter, user))
+    parameters = [projector, *adapter.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-5)
+    scheduler = DDPMWuerstchenScheduler()
+
+    def draw(*shape, dtype=torch.bfloat16):
+        return torch.randn(*shape, device=device).to(dtype)
+
+    latents, noise = [draw(pairs, 16, 24, 24) for _ in range(2)], draw(pairs, 16, 24, 24)
+    text, pooled, image = draw(pairs, 77, 1280), draw(pairs, 1, 1280), torch.zeros_like(draw(pairs, 1, 768))
+    users = draw(pairs, 3584, dtype=torch.float32)
+    timesteps = (torch.arange(pairs, device=device) + 0.5) / pairs
+    known = {}
+
+    def call():
+        for start in range(0, pairs, arguments.micro_batch):
+            part = slice(start, min(start + arguments.micro_batch, pairs))
+            r, target = twice(timesteps[part]), twice(noise[part]).float()
+            noised = twice(noise[part])
+            with torch.no_grad():
+                noised = torch.cat([scheduler.add_noise(x[part], noise[part], timesteps[part]) for x in latents])
+            conditions = {"clip_text": twice(text[part]), "clip_text_pooled": twice(pooled[part]), "clip_img": twice(image[part])}
+
+            def errors():
+                return (unet(noised.to(torch.bfloat16), r, **conditions).sample.float() - target).pow(2).mean(dim=[1, 2, 3])
+
+            if not (cached and start in known):
+                with torch.no_grad():
+                    user["tokens"] = None
+                    known[start] = errors()
+            tokens = F.linear(users[part], projector).view(-1, 4, width)
+            user["tokens"] = twice(tokens).to(torch.bfloat16)
+            chosen, rejected = errors().chunk(2)
+            reference_chosen, reference_rejected = known[start].chunk(2)
+            inside = -500.0 * ((chosen - rejected) - (reference_chosen - reference_rejected))
+            (-F.logsigmoid(inside).sum() / pairs).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        torch.cuda.synchronize()
+
+    seconds, _ = timed(arguments.reps, call)
+    shape = {"latent": [pairs, 16, 24, 24], "text": [pairs, 85, 2048], "user": [pairs, 4, 2048], "parameters": count}
+    return shape | {"forward_flops": FULL_FORWARD_FLOPS, "dtype": "bf16", "device": "cuda"}, seconds, []
+
+
+# Of one image: 64 blocks of an MLP, the four maps of attention, and its products; as benches/ppd/full.rs reckons it.
+FULL_FORWARD_FLOPS = 2.0 * 64 * (12.0 * 2048 * 2048 * 576 + 2.0 * 576 * (576 + 85) * 2048)
+
+
 # ── operations ──
 
 BATCH, WIDTH, HEADS, TEXT, USER = 32, 256, 4, 85, 8
@@ -382,6 +486,9 @@ BENCHES = {
     "attention": attention,
     "squared-error": squared_error,
     "bca": bca,
+    # On a GPU, and only where asked for by name.
+    "full-step": full_step,
+    "full-step-cached": lambda arguments: full_step(arguments, cached=True),
 }
 
 
@@ -393,6 +500,9 @@ def main():
     parser.add_argument("--inputs", metavar="DIR", help="that folder")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--reps", type=int, default=5, help="measured repetitions, after those that warm up")
+    parser.add_argument("--gpu", type=int, default=0, help="the GPU of the full-size measurements")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs of a full-size step")
+    parser.add_argument("--micro-batch", type=int, default=4, help="pairs of each of its micro-batches")
     parser.add_argument("--steps", type=int, default=STEPS, help="sampler steps")
     arguments = parser.parse_args()
     if arguments.list:
@@ -402,13 +512,13 @@ def main():
     unknown = [name for name in arguments.names if name not in BENCHES]
     if unknown:
         raise SystemExit(f"unknown measurement {unknown[0]!r}; --list prints the known ones")
-    for name in arguments.names or BENCHES:
+    for name in arguments.names or [name for name in BENCHES if not name.startswith("full-")]:
         if name != "bca":
             import torch
 
             torch.set_num_threads(arguments.threads)
         shape, seconds, check = BENCHES[name](arguments)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak_bytes(shape["device"])
         line = {"bench": name, "program": "torch", "shape": shape, "seconds": seconds, "check": check}
         print(json.dumps(line | {"peak_bytes": peak}), flush=True)
 
