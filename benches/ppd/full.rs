@@ -48,7 +48,14 @@ fn config() -> Config {
 struct Random;
 
 impl SimpleBackend for Random {
-    fn get(&self, shape: Shape, _: &str, _: Init, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+    fn get(
+        &self,
+        shape: Shape,
+        _: &str,
+        _: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
         let inputs = shape.dims().iter().skip(1).product::<usize>().max(1);
         let deviation = if shape.rank() > 1 { 0.7 / (inputs as f64).sqrt() } else { 0.05 };
         Tensor::randn(0f32, deviation as f32, shape, device)?.to_dtype(dtype)
@@ -68,8 +75,7 @@ fn forward_flops(config: &Config) -> f64 {
     let positions = (SIDE * SIDE) as f64;
     let tokens = (TEXT + 2 * config.clip_seq) as f64;
     let width = config.block_out_channels[0] as f64;
-    let blocks: usize =
-        config.down_num_layers_per_block.iter().chain(&config.up_num_layers_per_block).sum();
+    let blocks: usize = config.down_num_layers_per_block.iter().chain(&config.up_num_layers_per_block).sum();
     // A block: MLP in and out (8 C²), depthwise, queries, keys, values and output (4 C²), and the products of attention.
     let linear = 12.0 * width * width * positions;
     let attention = 2.0 * positions * (positions + tokens) * width;
@@ -92,7 +98,13 @@ pub fn rate(device: &Device, reps: usize) -> Result<Measured> {
 }
 
 /// One PPD step of `pairs` pairs in micro-batches; with `cached`, the reference's errors are those of the first.
-pub fn step(device: &Device, pairs: usize, micro_batch: usize, reps: usize, cached: bool) -> Result<Measured> {
+pub fn step(
+    device: &Device,
+    pairs: usize,
+    micro_batch: usize,
+    reps: usize,
+    cached: bool,
+) -> Result<Measured> {
     let config = config();
     let denoiser =
         StageC::new(&config, VarBuilder::from_backend(Box::new(Random), DType::BF16, device.clone()))?;
@@ -114,8 +126,7 @@ pub fn step(device: &Device, pairs: usize, micro_batch: usize, reps: usize, cach
     let latents = [draw(&[pairs, 16, SIDE, SIDE])?, draw(&[pairs, 16, SIDE, SIDE])?];
     let noise = draw(&[pairs, 16, SIDE, SIDE])?;
     let (text, pooled) = (draw(&[pairs, TEXT, 1280])?, draw(&[pairs, 1, 1280])?);
-    let (image, users) =
-        (Tensor::zeros((pairs, 1, 768), DType::F32, device)?, draw(&[pairs, USER_WIDTH])?);
+    let (image, users) = (Tensor::zeros((pairs, 1, 768), DType::F32, device)?, draw(&[pairs, USER_WIDTH])?);
     let starts: Vec<usize> = (0..pairs).step_by(micro_batch).collect();
     let known = std::sync::Mutex::new(std::collections::BTreeMap::<usize, Vec<[f64; 2]>>::new());
     let schedule = Schedule::default();
@@ -131,7 +142,8 @@ pub fn step(device: &Device, pairs: usize, micro_batch: usize, reps: usize, cach
         let noise = twice(&part(&noise)?)?;
         let both = Tensor::cat(&[part(&latents[0])?, part(&latents[1])?], 0)?;
         let noised = schedule.add_noise(&both, &noise, &[timesteps.clone(), timesteps].concat())?;
-        let double = |kv: Vec<KeyValue>| kv.iter().map(|kv| kv.map(twice)).collect::<candle_core::Result<_>>();
+        let double =
+            |kv: Vec<KeyValue>| kv.iter().map(|kv| kv.map(twice)).collect::<candle_core::Result<_>>();
         let tokens = denoiser.conditioning_tokens(&part(&text)?, &part(&pooled)?, &part(&image)?)?;
         let text = double(denoiser.key_values(&tokens)?)?;
         let user = double(adapter.key_values(&adapter.tokens(&part(&users)?)?)?)?;

@@ -1,33 +1,8 @@
 //! Multi-head attention: a softmax over all keys, with the mask that text towers need, or two softmaxes side by side for
 //! the decoupled branch of a user.
 
-use candle_core::D;
-use multiversion::multiversion;
-
+use super::softmax::{Mask, Softmax, softmax, softmax_backward};
 use super::*;
-
-/// Which keys a query may see.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Mask {
-    /// All of them.
-    None,
-    /// Those at or before the query's own position.
-    Causal,
-    /// Those at or before the query's own position and before the sample's number of real tokens.
-    CausalPadded(Vec<usize>),
-}
-
-impl Mask {
-    /// Keys visible to query `i` of sample `b`, out of `keys`.
-    #[inline(always)]
-    fn visible(&self, b: usize, i: usize, keys: usize) -> usize {
-        match self {
-            Self::None => keys,
-            Self::Causal => (i + 1).min(keys),
-            Self::CausalPadded(lengths) => (i + 1).min(lengths[b]).min(keys),
-        }
-    }
-}
 
 /// The keys and values that one attention block gets from outside the picture.
 #[derive(Debug, Clone)]
@@ -202,41 +177,6 @@ impl<'a> Head<'a> {
     }
 }
 
-#[inline(always)]
-fn softmax_row(row: &mut [f32]) {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    for (i, x) in row.iter().enumerate() {
-        lanes[i % 16] = if *x > lanes[i % 16] { *x } else { lanes[i % 16] };
-    }
-    let peak = lanes.iter().fold(f32::NEG_INFINITY, |a, &x| a.max(x));
-    row.iter_mut().for_each(|x| *x = slice::exp(*x - peak));
-    let total = 1.0 / slice::sum(row.len(), |j| row[j]);
-    row.iter_mut().for_each(|x| *x *= total);
-}
-
-#[multiversion(targets = "simd")]
-fn softmax(scores: &mut [f32], (first, keys): (usize, usize), sample: usize, mask: &Mask) {
-    for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
-        let (seen, hidden) = row.split_at_mut(mask.visible(sample, i, keys));
-        hidden.fill(0.0);
-        let (one, other) = seen.split_at_mut(first.min(seen.len()));
-        softmax_row(one);
-        softmax_row(other);
-    }
-}
-
-/// From the gradient of the weights to that of the scaled scores, in place; `first` keys are under the first softmax.
-#[multiversion(targets = "simd")]
-fn softmax_backward(ds: &mut [f32], p: &[f32], (first, keys): (usize, usize), scale: f32) {
-    for (ds, p) in ds.chunks_exact_mut(keys).zip(p.chunks_exact(keys)) {
-        let (one, other) = ds.split_at_mut(first);
-        for (ds, p) in [(one, &p[..first]), (other, &p[first..])] {
-            let mean = slice::sum(p.len(), |j| ds[j] * p[j]);
-            ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - mean) * scale);
-        }
-    }
-}
-
 impl Attention {
     fn sizes(&self, qkv: &[usize], external: &[usize]) -> Sizes {
         let channels = qkv[2] / 3;
@@ -399,94 +339,20 @@ impl Fused for AttentionBackward {
         let Sizes { queries, channels, depth, .. } = sizes;
         let (d_qkv, d_external) = out.split_at_mut(qkv.data.len());
         let widths = (queries * 3 * channels, sizes.external * 2 * channels);
-        slice::by_rows_of_two((d_qkv, d_external), widths, |b, d_qkv, d_external| {
+        slice::by_rows_of_two((d_qkv, d_external), widths, |first, d_qkv, d_external| {
             let mut room = [vec![0f32; queries * sizes.keys()], vec![0f32; queries * sizes.keys()]];
-            for h in 0..self.op.num_heads {
-                let at = h * depth;
-                let head = self.op.head(sizes, (b, h), &qkv.data, &external.data);
-                let dy = &grad.data[b * queries * channels + at..];
-                let d_external = d_external.get_mut(at..).unwrap_or_default();
-                let [p, ds] = &mut room;
-                self.head(b, &head, dy, [&mut d_qkv[at..], d_external], [p, ds]);
+            for (i, d_qkv) in d_qkv.chunks_exact_mut(widths.0).enumerate() {
+                let d_external = &mut d_external[i * widths.1..][..widths.1];
+                for h in 0..self.op.num_heads {
+                    let (b, at) = (first + i, h * depth);
+                    let head = self.op.head(sizes, (b, h), &qkv.data, &external.data);
+                    let dy = &grad.data[b * queries * channels + at..];
+                    let d_external = d_external.get_mut(at..).unwrap_or_default();
+                    let [p, ds] = &mut room;
+                    self.head(b, &head, dy, [&mut d_qkv[at..], d_external], [p, ds]);
+                }
             }
         });
-    }
-}
-
-/// The softmax of each row's first columns, and of its others.
-#[derive(Clone, Copy)]
-struct Softmax {
-    first: usize,
-}
-
-impl Fused for Softmax {
-    const NAME: &'static str = "softmax";
-    const KERNEL: bool = true;
-
-    fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
-        Ok(xs.into())
-    }
-
-    fn cpu(&self, [xs, ..]: [Argument; ARGUMENTS], out: &mut [f32]) {
-        let keys = xs.dims[xs.dims.len() - 1];
-        out.copy_from_slice(&xs.data);
-        slice::by_rows(out, keys, |_, out| softmax(out, (self.first, keys), 0, &Mask::None));
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
-        let (count, keys) = (call.count(), call.width(0));
-        let parameters = [Input(0), Output, U32(self.first as u32), U32(keys as u32)];
-        call.launch("softmax", cuda::rows(count / keys, keys), &parameters)
-    }
-
-    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
-        let xs = arguments[0];
-        let group = |from: usize, len: usize| {
-            let xs = xs.narrow(D::Minus1, from, len)?;
-            let weights = xs.broadcast_sub(&xs.max_keepdim(D::Minus1)?.detach())?.exp()?;
-            weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)
-        };
-        match xs.dim(D::Minus1)? - self.first {
-            0 => group(0, self.first),
-            others => Tensor::cat(&[group(0, self.first)?, group(self.first, others)?], D::Minus1),
-        }
-    }
-
-    fn gradients(
-        &self,
-        [xs, ..]: [&Tensor; ARGUMENTS],
-        result: &Tensor,
-        grad: &Tensor,
-    ) -> TensorResult<Gradients> {
-        Ok([wanted(xs, || op::backward(SoftmaxBackward(*self), &[result, grad]))?, None, None])
-    }
-}
-
-/// (p, dp) to the gradient of the scores.
-struct SoftmaxBackward(Softmax);
-
-impl Fused for SoftmaxBackward {
-    const NAME: &'static str = "softmax-backward";
-    const KERNEL: bool = true;
-
-    fn shape(&self, [p, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
-        Ok(p.into())
-    }
-
-    fn cpu(&self, [p, dp, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
-        let keys = p.dims[p.dims.len() - 1];
-        out.copy_from_slice(&dp.data);
-        slice::by_rows(out, keys, |first, ds| {
-            softmax_backward(ds, &p.data[first * keys..], (self.0.first, keys), 1.0);
-        });
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
-        let (count, keys) = (call.count(), call.width(0));
-        let parameters = [Input(0), Input(1), Output, U32(self.0.first as u32), U32(keys as u32)];
-        call.launch("softmax_backward", cuda::rows(count / keys, keys), &parameters)
     }
 }
 
@@ -532,17 +398,6 @@ mod tests {
                     let ours = decoupled_attention(&qkv, &frozen, Some(&key_value(&user)), 3).unwrap();
                     same(&ours, &theirs, &[&qkv, &user], 3e-6);
                 }
-            }
-        });
-    }
-
-    #[test]
-    fn the_softmax_alone_equals_its_composition() {
-        on_each_device(|device| {
-            let xs = var(device, &[3, 5, 41], 0);
-            for first in [41, 33] {
-                let theirs = op::apply(Softmax { first }, &[&double(&xs)]);
-                same(&op::apply(Softmax { first }, &[&xs]).unwrap(), &in_single(theirs), &[&xs], 3e-6);
             }
         });
     }

@@ -30,11 +30,12 @@ mod norm;
 mod op;
 mod recompute;
 mod slice;
+mod softmax;
 pub mod workers;
 
 pub use activation::{gelu_erf, quick_gelu, silu};
 pub use adamw::{AdamW, AdamWConfig, clip_gradients};
-pub use attention::{KeyValue, Mask, decoupled_attention, self_attention};
+pub use attention::{KeyValue, decoupled_attention, self_attention};
 pub use conv::{depth_to_space, depthwise_conv3x3, space_to_depth};
 pub use error::squared_error;
 pub use learning_rate::{Decay, LearningRate, Warmup};
@@ -42,6 +43,7 @@ pub use linear::linear;
 pub use modulate::modulate;
 pub use norm::{grn, layer_norm};
 pub use recompute::recompute;
+pub use softmax::Mask;
 
 impl From<candle_core::Error> for Error {
     /// An error of this crate that travelled through the tensor library comes out as itself.

@@ -15,30 +15,28 @@ pub fn by_rows(out: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) +
     out.par_chunks_mut(block * width).enumerate().for_each(|(i, rows)| body(i * block, rows));
 }
 
-/// As [`by_rows`] for two results whose rows belong together: calls `body(row, first, second)` for each pair of rows.
+/// As [`by_rows`] for two results whose rows belong together: calls `body(first_row, first, second)` on one block of rows
+/// for each thread.
 pub fn by_rows_of_two(
-    (first, second): (&mut [f32], &mut [f32]),
+    (first, mut second): (&mut [f32], &mut [f32]),
     (width, other): (usize, usize),
     body: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
 ) {
     let rows = first.len() / width.max(1);
-    if rayon::current_num_threads().min(rows) <= 1 {
-        for i in 0..rows {
-            body(i, &mut first[i * width..][..width], &mut second[i * other..][..other]);
-        }
-        return;
+    let threads = rayon::current_num_threads().min(rows);
+    if threads <= 1 {
+        return body(0, first, second);
     }
-    // A second result of width 0 has no chunks: its rows are empty.
-    let mut empty = vec![[0f32; 0]; if other == 0 { rows } else { 0 }];
-    let seconds: Vec<&mut [f32]> = match other {
-        0 => empty.iter_mut().map(|row| &mut row[..]).collect(),
-        _ => second.chunks_exact_mut(other).collect(),
-    };
-    first
-        .par_chunks_exact_mut(width)
-        .zip(seconds)
-        .enumerate()
-        .for_each(|(i, (first, second))| body(i, first, second));
+    let block = rows.div_ceil(threads);
+    let blocks: Vec<(&mut [f32], &mut [f32])> = first
+        .chunks_mut(block * width)
+        .map(|first| {
+            let (own, rest) = std::mem::take(&mut second).split_at_mut(first.len() / width * other);
+            second = rest;
+            (first, own)
+        })
+        .collect();
+    blocks.into_par_iter().enumerate().for_each(|(i, (first, second))| body(i * block, first, second));
 }
 
 /// Adds up rows: `totals[c] += Σ rows[·][c]`.
