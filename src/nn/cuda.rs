@@ -40,6 +40,7 @@ pub struct Call<'a, T> {
 }
 
 /// An argument of a kernel.
+#[derive(Clone, Copy)]
 pub enum Parameter<'p> {
     /// The operation's argument of that index.
     Input(usize),
@@ -67,17 +68,20 @@ pub fn run<T: Element, O: Fused>(
     shape: &Shape,
 ) -> TensorResult<CudaStorage> {
     let device = storages[0].0.device();
-    let view = |(storage, layout): (&'_ CudaStorage, &Layout)| {
-        let Some((start, end)) = layout.contiguous_offsets() else {
-            candle_core::bail!("a fused operation needs contiguous arguments");
-        };
-        Ok(storage.as_cuda_slice::<T>()?.slice(start..end))
-    };
     let views = [view(storages[0])?, view(storages[1])?, view(storages[2])?];
     let out = device.cuda_stream().alloc_zeros::<T>(shape.elem_count()).w()?;
     let mut call = Call { device, storages, views, out };
     op.cuda(&mut call)?;
     Ok(CudaStorage::wrap_cuda_slice(call.out, device.clone()))
+}
+
+fn view<'a, T: Element>(
+    (storage, layout): (&'a CudaStorage, &Layout),
+) -> TensorResult<CudaView<'a, T>> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        candle_core::bail!("a fused operation needs contiguous arguments");
+    };
+    Ok(storage.as_cuda_slice::<T>()?.slice(start..end))
 }
 
 impl<T: Element> Call<'_, T> {
@@ -156,8 +160,8 @@ impl<T: Element> Call<'_, T> {
             true => flat(rhs_layout, (n, k)).transpose(0, 1)?,
             false => flat(rhs_layout, (k, n)),
         };
-        let product = lhs.matmul(rhs, (1, rows, n, k), &lhs_layout, &rhs_layout)?;
-        self.out = T::as_cuda_slice(&product)?.clone();
+        let mut product = lhs.matmul(rhs, (1, rows, n, k), &lhs_layout, &rhs_layout)?;
+        std::mem::swap(T::as_cuda_slice_mut(&mut product)?, &mut self.out);
         Ok(())
     }
 }
