@@ -127,8 +127,8 @@ impl ResBlock {
         if let Some(skip) = skip {
             ys = Tensor::cat(&[&ys, skip], D::Minus1)?;
         }
-        let ys = nn::gelu_erf(&self.expand.forward(&ys.flatten(1, 2)?)?)?; // (B, N, 4C)
-        let ys = self.contract.forward(&nn::grn(&ys, &self.gamma, &self.beta)?)?;
+        let ys = self.expand.forward(&ys.flatten(1, 2)?)?; // (B, N, 4C)
+        let ys = self.contract.forward(&nn::gelu_grn(&ys, &self.gamma, &self.beta)?)?;
         xs + ys.reshape((b, h, w, c))?
     }
 }

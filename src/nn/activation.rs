@@ -29,7 +29,7 @@ pub fn silu(xs: &Tensor) -> TensorResult {
 }
 
 #[derive(Clone, Copy)]
-enum Pointwise {
+pub enum Pointwise {
     Gelu,
     QuickGelu,
     Silu,
@@ -54,7 +54,7 @@ fn erf(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn normal_cdf(x: f32) -> f32 {
+pub fn normal_cdf(x: f32) -> f32 {
     0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2))
 }
 
@@ -64,7 +64,7 @@ fn sigmoid(x: f32) -> f32 {
 }
 
 /// `(2π)^(−1/2)`, the height of the normal density.
-const NORMAL_PEAK: f32 = 0.398_942_3;
+pub const NORMAL_PEAK: f32 = 0.398_942_3;
 
 #[multiversion(targets = "simd")]
 fn forward(kind: Pointwise, out: &mut [f32], x: &[f32]) {

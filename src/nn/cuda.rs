@@ -75,9 +75,7 @@ pub fn run<T: Element, O: Fused>(
     Ok(CudaStorage::wrap_cuda_slice(call.out, device.clone()))
 }
 
-fn view<'a, T: Element>(
-    (storage, layout): (&'a CudaStorage, &Layout),
-) -> TensorResult<CudaView<'a, T>> {
+fn view<'a, T: Element>((storage, layout): (&'a CudaStorage, &Layout)) -> TensorResult<CudaView<'a, T>> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         candle_core::bail!("a fused operation needs contiguous arguments");
     };

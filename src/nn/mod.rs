@@ -23,6 +23,7 @@ pub mod counting;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod error;
+mod grn;
 mod learning_rate;
 mod linear;
 mod modulate;
@@ -38,10 +39,11 @@ pub use adamw::{AdamW, AdamWConfig, clip_gradients};
 pub use attention::{KeyValue, decoupled_attention, self_attention};
 pub use conv::{depth_to_space, depthwise_conv3x3, space_to_depth};
 pub use error::squared_error;
+pub use grn::{gelu_grn, grn};
 pub use learning_rate::{Decay, LearningRate, Warmup};
 pub use linear::linear;
 pub use modulate::modulate;
-pub use norm::{grn, layer_norm};
+pub use norm::layer_norm;
 pub use recompute::recompute;
 pub use softmax::Mask;
 
