@@ -3,6 +3,7 @@
 use ppd::rng::Stream;
 
 mod coverage;
+mod memory;
 
 /// 10,000 studies leave a standard error of 0.22 points.
 const STUDIES: u64 = 10_000;
