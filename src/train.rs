@@ -21,6 +21,7 @@ use crate::adapter::{self, Adapter, drop_user};
 use crate::base::Base;
 use crate::checkpoint;
 use crate::collective::{self, Collective};
+use crate::diffusion::TimestepRange;
 use crate::error::{Error, Result};
 use crate::nn::workers::Workers;
 use crate::nn::{KeyValue, LearningRate};
@@ -46,6 +47,8 @@ pub struct Settings {
     pub pairs_per_step: usize,
     /// AdamW's learning rate at each step.
     pub learning_rate: LearningRate,
+    /// The timesteps that visits draw from.
+    pub timesteps: TimestepRange,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Largest norm of the whole gradient.
@@ -103,7 +106,7 @@ pub struct Bench<'a> {
     pub base: &'a Base,
     /// The pairs.
     pub pairs: &'a Pairs,
-    /// What the base itself makes of them, for this seed and text dropout.
+    /// What the base itself makes of them, for this seed, range of timesteps and text dropout.
     pub reference: &'a ReferenceErrors,
     /// The threads that take micro-batches.
     pub workers: &'a Workers,
@@ -286,7 +289,7 @@ fn micro_batch(
     let (mut timesteps, mut noise, mut tokens, mut users) = (vec![], vec![], vec![], vec![]);
     for visit in visits {
         let mut draw = stream(seed, &format!("train draw {}", visit.occurrence), visit.example.pair as u64);
-        timesteps.push(base.schedule.training_timestep(draw.uniform()));
+        timesteps.push(settings.timesteps.draw(&base.schedule, draw.uniform()));
         noise.extend(draw.normals(each));
         let captionless = draw.chance(settings.text_dropout);
         tokens.push(if captionless { pairs.empty.get(0)? } else { pairs.tokens.get(visit.example.pair)? });

@@ -168,7 +168,8 @@ impl<'a> Laboratory<'a> {
         trained
     }
 
-    /// What the base makes of the pairs under a cell's seed and text dropout, shared by all cells that have the same.
+    /// What the base makes of the pairs under a cell's seed, timesteps and text dropout, shared by all cells that have
+    /// the same.
     fn reference(&self, cell: &Cell) -> Result<Rc<ReferenceErrors>> {
         let inputs = ["weights/denoiser", "weights/text-encoder", "weights/codec", "data/pairs"]
             .map(|name| cell.digests.get(name));
@@ -177,6 +178,7 @@ impl<'a> Laboratory<'a> {
             "inputs": inputs,
             "seed": cell.train_seed,
             "text_dropout": cell.method.train.text_dropout,
+            "timesteps": cell.method.train.timesteps,
         });
         let digest = Digest::of(belongs_to.to_string().as_bytes());
         let mut stores = self.reference.borrow_mut();
@@ -220,6 +222,7 @@ impl<'a> Laboratory<'a> {
                 warmup: Warmup::default(),
                 decay: train.after_warmup.decay(train.steps),
             },
+            timesteps: train.timesteps,
             weight_decay: train.weight_decay,
             max_grad_norm: train.max_grad_norm,
             text_dropout: train.text_dropout,

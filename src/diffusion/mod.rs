@@ -11,7 +11,7 @@ mod target;
 
 pub use guidance::{UnconditionalUser, guide, guide_batch};
 pub use sampler::{Sampler, SamplerConfig};
-pub use schedule::Schedule;
+pub use schedule::{Schedule, TimestepRange};
 pub use target::Target;
 
 use candle_core::Tensor;

@@ -4,8 +4,59 @@ use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::{per_sample, same_shape};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::units::{LogSnr, Timestep};
+
+/// The timesteps that training draws from, all alike: written `[from, to]`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "[f64; 2]", into = "[f64; 2]")]
+pub struct TimestepRange([f64; 2]);
+
+impl TimestepRange {
+    /// Every timestep, as published.
+    pub const ALL: Self = Self([0.0, 1.0]);
+
+    /// From the cleaner end to the noisier.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] unless `0 ≤ from < to ≤ 1`.
+    pub fn new(from: f64, to: f64) -> Result<Self> {
+        if 0.0 <= from && from < to && to <= 1.0 {
+            return Ok(Self([from, to]));
+        }
+        Err(Error::Spec(format!("timesteps must be [from, to] with 0 ≤ from < to ≤ 1, got [{from}, {to}]")))
+    }
+
+    /// Whether no timestep is left out.
+    pub fn is_all(&self) -> bool {
+        *self == Self::ALL
+    }
+
+    /// The timestep that a uniform number in `[0, 1)` stands for; it falls as the number grows.
+    pub fn draw(self, schedule: &Schedule, uniform: f64) -> Timestep {
+        let [from, to] = self.0;
+        schedule.training_timestep((1.0 - to) + (to - from) * uniform)
+    }
+}
+
+impl Default for TimestepRange {
+    fn default() -> Self {
+        Self::ALL
+    }
+}
+
+impl TryFrom<[f64; 2]> for TimestepRange {
+    type Error = Error;
+    fn try_from([from, to]: [f64; 2]) -> Result<Self> {
+        Self::new(from, to)
+    }
+}
+
+impl From<TimestepRange> for [f64; 2] {
+    fn from(range: TimestepRange) -> Self {
+        range.0
+    }
+}
 
 /// A noise schedule: `noised = √ᾱ · latents + √(1 − ᾱ) · noise`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -142,6 +193,22 @@ fn sigmoid(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_of_timesteps_hold_every_draw() {
+        let schedule = Schedule::STABLE_CASCADE;
+        for uniform in [0.0, 0.25, 0.999] {
+            let all = TimestepRange::ALL.draw(&schedule, uniform);
+            assert_eq!(all, schedule.training_timestep(uniform), "the whole range is upstream's rule");
+        }
+        let upper = TimestepRange::new(0.5, 0.9).unwrap();
+        assert!((upper.draw(&schedule, 0.0).get() - 0.901).abs() < 1e-12);
+        assert!((upper.draw(&schedule, 1.0).get() - 0.501).abs() < 1e-12);
+        for (from, to) in [(0.5, 0.5), (0.9, 0.5), (-0.1, 1.0), (0.0, 1.1), (f64::NAN, 1.0)] {
+            let message = TimestepRange::new(from, to).unwrap_err().to_string();
+            assert!(message.contains("from < to"), "{message}");
+        }
+    }
 
     #[test]
     fn every_schedule_falls_and_inverts() {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::diffusion::UnconditionalUser;
+use crate::diffusion::{TimestepRange, UnconditionalUser};
 use crate::error::{Error, Result};
 use crate::nn::Decay;
 use crate::units::{GuidanceScale, Seed};
@@ -68,6 +68,9 @@ pub struct Train {
     /// What the learning rate does after that.
     #[serde(default, skip_serializing_if = "After::is_constant")]
     pub after_warmup: After,
+    /// The timesteps that are drawn, all alike.
+    #[serde(default, skip_serializing_if = "TimestepRange::is_all")]
+    pub timesteps: TimestepRange,
     /// AdamW's decoupled weight decay.
     #[serde(deserialize_with = "not_negative")]
     pub weight_decay: f64,
@@ -326,6 +329,7 @@ mod tests {
             ("1e-4", "inf", "finite"),
             ("weight_decay = 0", "weight_decay = -1", "at least 0, got -1"),
             ("gap_filter = 0.3", "gap_filter = 1", "below 1, got 1"),
+            ("gap_filter = 0.3", "gap_filter = 0.3\ntimesteps = [0.5, 0.5]", "from < to ≤ 1, got [0.5, 0.5]"),
         ] {
             let message = toml::from_str::<Train>(&train.replacen(from, to, 1)).unwrap_err().to_string();
             assert!(message.contains(expected), "{message}");

@@ -11,9 +11,9 @@ use crate::record::replace_file;
 
 /// What the base makes of both images of a pair, by (pair, visits of it so far).
 ///
-/// A visit's timestep, noise and dropped caption follow from the training's seed and its text dropout, so one store
-/// belongs to one base model, one set of pairs, one seed and one text dropout; labels, users, objectives and learning
-/// rates share it.
+/// A visit's timestep, noise and dropped caption follow from the training's seed, its range of timesteps and its text
+/// dropout, so one store belongs to one base model, one set of pairs and one of each of these; labels, users, objectives
+/// and learning rates share it.
 #[derive(Debug, Default)]
 pub struct ReferenceErrors {
     path: Option<PathBuf>,

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use ppd::adapter;
 use ppd::base::Base;
 use ppd::collective::{Alone, Simulated};
-use ppd::diffusion::{SamplerConfig, Schedule, UnconditionalUser};
+use ppd::diffusion::{SamplerConfig, Schedule, TimestepRange, UnconditionalUser};
 use ppd::error::Error;
 use ppd::generate::{Request, Sampling, sample};
 use ppd::models::clip::{TextConfig, TextTower};
@@ -129,6 +129,7 @@ fn settings(steps: usize) -> Settings {
             warmup: Warmup::default(),
             decay: Decay::default(),
         },
+        timesteps: TimestepRange::ALL,
         weight_decay: 0.01,
         max_grad_norm: 1.0,
         text_dropout: 0.1,
