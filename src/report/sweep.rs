@@ -14,7 +14,8 @@ use crate::stats::Estimate;
 struct Point<'a> {
     values: &'a [f64],
     results: Vec<Option<Estimate>>,
-    /// The mean result over the rewards that the method is to raise and their twins: what a search chooses by.
+    /// The result on the reward that gains least of those that the method is to raise, each the mean of itself and its
+    /// twin: what a search chooses by, as a claim on each reward stands or falls with its worst.
     score: Option<f64>,
 }
 
@@ -46,16 +47,15 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
                     None => Ok(None),
                 }
             };
-            let mut raised = Vec::new();
-            for reward in &sweep.rewards {
-                raised.extend(result(reward, reward)?);
-                raised.extend(result(reward, &twin(reward))?);
-            }
-            let score = raised.iter().map(|estimate| estimate.value).sum::<f64>() / raised.len() as f64;
+            let raised = sweep
+                .rewards
+                .iter()
+                .map(|reward| Ok([result(reward, reward)?, result(reward, &twin(reward))?]))
+                .collect::<Result<Vec<_>>>()?;
             Ok(Point {
                 values,
                 results: design.rewards.iter().map(|reward| result(reward, reward)).collect::<Result<_>>()?,
-                score: score.is_finite().then_some(score),
+                score: least(raised.iter().map(|judges| judges.iter().flatten().map(|judge| judge.value))),
             })
         })
         .collect::<Result<_>>()?;
@@ -84,6 +84,13 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
     }))
 }
 
+/// The smallest of the means; none where one of them is of nothing.
+fn least(groups: impl Iterator<Item = impl Iterator<Item = f64>>) -> Option<f64> {
+    let mean = |group: Vec<f64>| group.iter().sum::<f64>() / group.len() as f64;
+    let means: Vec<f64> = groups.map(|group| mean(group.collect())).collect();
+    means.iter().all(|mean| mean.is_finite()).then(|| means.into_iter().min_by(f64::total_cmp)).flatten()
+}
+
 /// A key's name in a table: `objective.beta` is β.
 fn key_label(key: &str) -> String {
     match key.rsplit('.').next().unwrap_or(key) {
@@ -107,7 +114,7 @@ fn tabulate(study: &Study, sweep: &Sweep, points: &[Point<'_>], what: &str) -> T
     }
     let raised: Vec<String> = sweep.rewards.iter().map(|reward| reward_label(reward)).collect();
     table.note(format!(
-        "\"Chosen by\" is the mean over what the method is to raise ({}) and its twins.",
+        "\"Chosen by\" is the least of what the method is to raise ({}), each the mean of the reward and its twin.",
         raised.join(", ")
     ));
     table.note("These are tuning prompts: the best point here is chosen, so its own number flatters it.");
@@ -285,6 +292,14 @@ mod tests {
             .unwrap();
         assert_eq!(best[..2], [Cell::text("0.5"), Cell::text("1e-4")]);
         assert!(table.columns[0].0 == "β" && table.columns[1].0 == "learning rate");
+    }
+
+    #[test]
+    fn a_search_chooses_by_the_reward_that_gains_least() {
+        let least = |groups: &[&[f64]]| super::least(groups.iter().map(|group| group.iter().copied()));
+        assert_eq!(least(&[&[1.0, 2.0], &[0.25, 0.75], &[3.0]]), Some(0.5));
+        assert_eq!(least(&[&[1.0], &[]]), None, "a reward that was not measured");
+        assert_eq!(least(&[]), None);
     }
 
     #[test]
