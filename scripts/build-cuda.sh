@@ -4,10 +4,14 @@
 #
 #   scripts/build-cuda.sh [DIR]
 set -eu
-cd "$(dirname "$0")/.."
 if [ -n "${1:-}" ]; then
-    [ -f "$1/env.sh" ] || scripts/cuda-toolkit.sh "$1"
-    . "$1/env.sh"
+    mkdir -p "$1"
+    toolkit=$(cd "$1" && pwd)
+fi
+cd "$(dirname "$0")/.."
+if [ -n "${toolkit:-}" ]; then
+    [ -f "$toolkit/env.sh" ] || scripts/cuda-toolkit.sh "$toolkit"
+    . "$toolkit/env.sh"
 elif ! command -v nvcc > /dev/null; then
     echo "no nvcc on PATH; name a folder to make a toolkit in: scripts/build-cuda.sh DIR" >&2
     exit 1

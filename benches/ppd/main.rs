@@ -63,7 +63,7 @@ impl Arguments {
 
 impl Arguments {
     fn full(&self, cached: bool) -> Result<Measured> {
-        let device = candle_core::Device::new_cuda(self.gpu)?;
+        let device = candle_core::Device::new_cuda_with_stream(self.gpu)?;
         full::step(&device, self.pairs, self.micro_batch, self.reps, cached)
     }
 }
@@ -87,7 +87,7 @@ const BENCHES: &[(&str, Bench)] = &[
     // On a GPU, and only where asked for by name.
     ("full-step", |a| a.full(false)),
     ("full-step-cached", |a| a.full(true)),
-    ("full-rate", |a| full::rate(&candle_core::Device::new_cuda(a.gpu)?, a.reps)),
+    ("full-rate", |a| full::rate(&candle_core::Device::new_cuda_with_stream(a.gpu)?, a.reps)),
 ];
 
 fn main() -> Result<()> {

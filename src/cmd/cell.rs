@@ -72,13 +72,7 @@ impl<'a> Laboratory<'a> {
     /// # Errors
     /// Those of the network.
     pub(super) fn shared_trainings(&self) -> Result<Vec<&'a Cell>> {
-        let mut keys = BTreeSet::new();
-        let trained: Vec<&Cell> = self
-            .plan
-            .cells
-            .iter()
-            .filter(|cell| cell.train_key.as_ref().is_some_and(|key| keys.insert(key.clone())))
-            .collect();
+        let trained: Vec<&Cell> = self.plan.cells.iter().filter(|cell| cell.train_key.is_some()).collect();
         let is_missing = |cell: &Cell| {
             let key = cell.train_key.as_ref();
             let adapter = key.map(|key| self.plan.places.training(key).join(ADAPTER));
@@ -86,7 +80,9 @@ impl<'a> Laboratory<'a> {
         };
         // Only the first rank looks: the folders may change while others do.
         let first = self.compute.collective.rank() == 0;
-        let flags = trained.iter().map(|cell| f64::from(u8::from(first && is_missing(cell)))).collect();
+        let mut keys = BTreeSet::new();
+        let mut is_next = |cell: &Cell| first && is_missing(cell) && keys.insert(cell.train_key.clone());
+        let flags = trained.iter().map(|cell| f64::from(u8::from(is_next(cell)))).collect();
         let flags = self.compute.collective.sum_numbers(flags)?;
         Ok(trained.into_iter().zip(flags).filter(|(_, flag)| *flag > 0.0).map(|(cell, _)| cell).collect())
     }
@@ -180,6 +176,7 @@ impl<'a> Laboratory<'a> {
             "text_dropout": cell.method.train.text_dropout,
             "timesteps": cell.method.train.timesteps,
         });
+        let belongs_to = self.plan.spec.profile.in_precision(belongs_to);
         let digest = Digest::of(belongs_to.to_string().as_bytes());
         let mut stores = self.reference.borrow_mut();
         if let Some(store) = stores.get(&digest) {

@@ -159,7 +159,10 @@ fn make(
             guidance_scale: GuidanceScale::new(scale)?,
             unconditional_user: UnconditionalUser::Keep,
         };
-        let store = ImageStore::new(&global.cache, "pair-images", &(1, &recipe.weights, &sampling, OBJECTS));
+        let from = serde_json::json!({
+            "schema": 2, "weights": recipe.weights, "sampling": sampling, "objects": OBJECTS,
+        });
+        let store = ImageStore::new(&global.cache, "pair-images", &profile.in_precision(from));
         for places in places.chunks(64) {
             let requests: Vec<Request> = places
                 .iter()

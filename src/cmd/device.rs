@@ -56,7 +56,7 @@ impl Choice {
 
 #[cfg(feature = "cuda")]
 fn cuda(ordinal: usize) -> Result<Device> {
-    Device::new_cuda(ordinal).map_err(|fault| {
+    Device::new_cuda_with_stream(ordinal).map_err(|fault| {
         let fault = Error::from(fault);
         Error::Spec(format!("--device cuda:{ordinal}: {fault}; `--device cpu` computes without a GPU"))
     })

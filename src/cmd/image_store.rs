@@ -30,7 +30,8 @@ impl ImageStore {
         let prompts = format!("data/{}", plan.spec.data.prompts.name());
         let inputs = ["weights/denoiser", "weights/text-encoder", "weights/codec", &prompts]
             .map(|name| digests.and_then(|digests| digests.get(name)));
-        Self::new(&plan.places.cache, "base-images", &(1, inputs, &plan.spec.sample))
+        let from = serde_json::json!({"schema": 2, "inputs": inputs, "sample": plan.spec.sample});
+        Self::new(&plan.places.cache, "base-images", &plan.spec.profile.in_precision(from))
     }
 
     fn path(&self, request: &Request) -> PathBuf {

@@ -86,7 +86,8 @@ impl AdamW {
             let theta = entry.var.as_detached_tensor();
             let updated = op::backward(update, &[&theta, grad, &entry.moments])?;
             entry.var.set(&updated.get(0)?)?;
-            entry.moments = updated.narrow(0, 1, 2)?;
+            // A copy: a view would keep the parameters beside the moments.
+            entry.moments = updated.narrow(0, 1, 2)?.copy()?;
         }
         Ok(())
     }

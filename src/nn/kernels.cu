@@ -1,4 +1,4 @@
-// The fused operations on CUDA. Compiled at run time (NVRTC), so there is no header to find: bf16 is its sixteen bits.
+// The fused operations on CUDA, compiled to PTX by build.rs. No header is needed: bf16 is its sixteen bits.
 // Every sum is in single precision, and in an order that does not depend on the batch. Names end in the element type.
 
 typedef unsigned int u32;
@@ -48,10 +48,6 @@ __device__ float block_max(float x, float* room) {
     x = threadIdx.x % 32 < (blockDim.x + 31) / 32 ? room[threadIdx.x % 32] : -INFINITY;
     return warp_max(x);
 }
-
-#ifndef INFINITY
-#define INFINITY __int_as_float(0x7f800000)
-#endif
 
 // ── pointwise: 0 GELU (erf), 1 quick GELU, 2 SiLU ──
 

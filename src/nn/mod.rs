@@ -1,10 +1,11 @@
 //! What candle lacks, forward and backward: fused, vectorised operations that skip the gradients of frozen weights.
 //!
 //! Every function takes and returns candle tensors and is differentiable. On the CPU each is a custom operation over
-//! contiguous `f32` slices, vectorised at run time; on other devices the same formula is composed of candle's own
-//! differentiable primitives (candle's fused ones silently drop gradients). Tests hold the two against each other.
+//! contiguous `f32` slices, vectorised at run time, on CUDA a kernel of `kernels.cu`; beside both stands the same formula
+//! composed of candle's own differentiable primitives (candle's fused ones silently drop gradients), and tests hold them
+//! against each other.
 //!
-//! A result never depends on the batch around a sample, nor on the number of threads: each row of an output is
+//! On the CPU a result never depends on the batch around a sample, nor on the number of threads: each row of an output is
 //! made by the same instructions in the same order. What this module does not do: choose an architecture, own a
 //! parameter, or touch a file.
 

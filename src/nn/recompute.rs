@@ -8,7 +8,8 @@ use super::TensorResult;
 /// How many tensors go into such a part; what it reads beside them must be frozen.
 pub const INPUTS: usize = 3;
 
-/// `body(inputs)` whose graph is made on the way back only: between the two passes the inputs are all that is kept of it.
+/// `body(inputs)` whose graph is made on the way back only (gradient checkpointing): between the two passes its inputs and
+/// its result are all that is kept of it.
 ///
 /// # Errors
 /// Those of `body`.
@@ -20,7 +21,7 @@ where
         return body(inputs);
     }
     let frozen = inputs.map(Tensor::detach);
-    let result = body(frozen.each_ref())?.contiguous()?;
+    let result = body(frozen.each_ref())?.force_contiguous()?;
     inputs[0].apply_op3(inputs[1], inputs[2], Recompute { result, body })
 }
 

@@ -9,7 +9,7 @@ use crate::units::Seed;
 pub fn on_each_device(test: impl Fn(&Device)) {
     test(&Device::Cpu);
     #[cfg(feature = "cuda")]
-    if let Ok(gpu) = Device::new_cuda(0) {
+    if let Ok(gpu) = Device::new_cuda_with_stream(0) {
         test(&gpu);
     }
 }

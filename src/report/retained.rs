@@ -1,8 +1,8 @@
 //! How much of each specialist's gain the one personal model keeps, and whether it stays within the margin.
 //!
 //! The fraction is (personal − base) / (specialist − base) on the specialist's own reward, with Fieller's interval;
-//! where the specialist itself gained nothing that can be told from zero, no fraction is excluded and the interval says
-//! so. The difference stands beside it in the base's standard deviations, against the margin that the study's
+//! where the specialist itself gained nothing that can be told from zero, no fraction is excluded and none is shown. The
+//! difference stands beside it in the base's standard deviations, against the margin that the study's
 //! non-inferiority claim fixed beforehand.
 
 use super::panel::{Axis, Panel, legend, legend_height};
@@ -62,8 +62,9 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
             Cell::estimate(Some(one.difference.clone()), 2),
         ]);
     }
-    if all.iter().any(|one| one.fraction.as_ref().is_some_and(|fraction| fraction.low.is_infinite())) {
-        table.note("A fraction without brackets: the specialist's own gain is not told apart from zero, so no fraction is excluded.");
+    if all.iter().any(|one| one.fraction.is_none()) {
+        table
+            .note("No fraction: the specialist's own gain is not told apart from zero, so none is excluded.");
     }
     if let Some(margin) = margin {
         table.note(format!(
@@ -112,7 +113,9 @@ fn kept(
         Ok(of.minus(&start).combine(&shared, |gain, _| gain).gathered()?.values)
     };
     let (numerator, denominator) = (gain(&ours)?, gain(&theirs)?);
-    let fraction = ratio_interval(&numerator, &denominator, LEVEL, RESAMPLES, BOOTSTRAP).ok();
+    let fraction = ratio_interval(&numerator, &denominator, LEVEL, RESAMPLES, BOOTSTRAP)
+        .ok()
+        .filter(|fraction| fraction.low.is_finite() && fraction.high.is_finite());
     Ok(Some(Kept {
         score: score.to_owned(),
         twin: score != reward,

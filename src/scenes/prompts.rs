@@ -17,7 +17,7 @@ pub const HEADER: &str = "Prompt\tCategory\tChallenge\tNote";
 
 /// One line of the benchmark.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Prompt {
+pub struct Line {
     /// The caption.
     pub prompt: String,
     /// The kind of scene: `One object`, `Two objects`, `Three objects`.
@@ -32,7 +32,7 @@ pub struct Prompt {
 ///
 /// # Panics
 /// For [`Split::Train`], which is no benchmark.
-pub fn benchmark(part: Split) -> Vec<Prompt> {
+pub fn benchmark(part: Split) -> Vec<Line> {
     assert_ne!(part, Split::Train, "a benchmark is held out");
     let mut s = stream(Seed::new(0), "prompt benchmark", part as u64);
     let mut known = HashSet::new();
@@ -45,7 +45,7 @@ pub fn benchmark(part: Split) -> Vec<Prompt> {
             let scene = sample_scene(&mut s, weights, part);
             if poses(&scene, challenge) && known.insert(scene.caption()) {
                 let category = ["One object", "Two objects", "Three objects"][objects - 1];
-                prompts.push(Prompt { prompt: scene.caption(), category, challenge, note: note(&scene) });
+                prompts.push(Line { prompt: scene.caption(), category, challenge, note: note(&scene) });
                 missing -= 1;
             }
         }
@@ -105,9 +105,9 @@ fn note(scene: &Scene) -> String {
 }
 
 /// The benchmark as tab-separated values with a header line.
-pub fn to_tsv(prompts: &[Prompt]) -> String {
+pub fn to_tsv(prompts: &[Line]) -> String {
     let mut text = format!("{HEADER}\n");
-    for Prompt { prompt, category, challenge, note } in prompts {
+    for Line { prompt, category, challenge, note } in prompts {
         text.push_str(&format!("{prompt}\t{category}\t{challenge}\t{note}\n"));
     }
     text

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::source::Problems;
-use super::{Conditioning, Labels, Method, Precision, Profile, Role, Spec, claim};
+use super::{Conditioning, Labels, Method, Profile, Role, Spec, claim};
 use crate::data::{Split, pick_a_pic, prompts};
 use crate::error::{Error, Result, nearest};
 use crate::pretrain::{MANIFEST, Manifest};
@@ -360,14 +360,7 @@ impl Spec {
                 "digests": trained_on,
             })
         });
-        let in_precision = |mut config: serde_json::Value| {
-            // Single precision, the rule, is left out: what was recorded before there was a choice keeps its name.
-            if self.profile.precision != Precision::F32 {
-                config["precision"] = json!(self.profile.precision);
-            }
-            config
-        };
-        let training = training.map(in_precision);
+        let training = training.map(|training| self.profile.in_precision(training));
         let train_key = training.as_ref().map(|training| hash(training, 16));
         let prompts = self.data.prompts.name();
         let noise_seeds = self.noise_seeds(method);
@@ -389,7 +382,7 @@ impl Spec {
             "rewards": self.rewards,
             "digests": cell_digests,
         });
-        let config = in_precision(config);
+        let config = self.profile.in_precision(config);
         let id = format!("{}-s{}-{}", slug(&method.name), seed.get(), hash(&config, 12));
         Cell {
             folder: folder.join("cells").join(&id),

@@ -64,6 +64,16 @@ impl TryFrom<String> for Precision {
 }
 
 impl Profile {
+    /// An object of all that a result follows from, with the precision it is computed in.
+    ///
+    /// Single precision, the rule, is left out: what was made before there was a choice keeps its name.
+    pub fn in_precision(&self, mut config: serde_json::Value) -> serde_json::Value {
+        if self.precision != Precision::F32 {
+            config["precision"] = serde_json::json!(self.precision);
+        }
+        config
+    }
+
     /// The name of a reward's twin.
     pub fn twin(reward: &str) -> String {
         format!("{reward}-twin")

@@ -29,9 +29,8 @@ fn a_large_file_is_never_twice_in_memory() {
     let before = status("RssAnon");
     let weights = Weights::open(&path).unwrap();
     assert!(status("RssAnon") - before < BYTES / 4, "opening reads nothing into memory of its own");
-    let tensors: Vec<Tensor> = (0..COUNT)
-        .map(|i| weights.read(&format!("t{i}"), DType::BF16, &Device::Cpu).unwrap())
-        .collect();
+    let tensors: Vec<Tensor> =
+        (0..COUNT).map(|i| weights.read(&format!("t{i}"), DType::BF16, &Device::Cpu).unwrap()).collect();
     let held = status("RssAnon") - before;
     assert!(tensors.iter().all(|tensor| tensor.elem_count() == BYTES / 2));
     assert!(held < COUNT * BYTES + BYTES, "{held} bytes are held for {} in the file", COUNT * BYTES);
