@@ -213,9 +213,9 @@ fn a_sweep_is_every_combination_of_its_axes() {
     let beta = plan(root.path(), "beta", &[]);
     let names: Vec<&str> = beta.spec.methods.iter().map(|method| method.name.as_str()).collect();
     assert_eq!(names.len(), 1 + 18);
-    assert!(names.contains(&"ppd beta=0.1 learning_rate=0.0002"), "{names:?}");
+    assert!(names.contains(&"ppd beta=0.1 learning_rate=0.0003"), "{names:?}");
     let sweep = beta.spec.sweep.as_ref().unwrap();
-    assert_eq!(sweep.values_of("ppd beta=2 learning_rate=0.0006"), Some(vec![2.0, 0.0006]));
+    assert_eq!(sweep.values_of("ppd beta=2 learning_rate=0.0001"), Some(vec![2.0, 0.0001]));
     assert_eq!(sweep.values_of("base"), None);
     let keys: std::collections::BTreeSet<_> = beta.cells.iter().map(|cell| &cell.train_key).collect();
     assert_eq!(keys.len(), names.len());
