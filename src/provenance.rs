@@ -1,7 +1,8 @@
 //! Where a result comes from: the code (git), the machine, the versions, the clock.
 //!
 //! Outside a git repository the code's state is recorded as unknown, which is not an error. Nothing that names a
-//! person or holds a secret is recorded: remotes lose their credentials, the host's name and the environment stay out.
+//! person or holds a secret is recorded: remotes lose their credentials and are left out where they are folders; the
+//! host's name and the environment stay out.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -41,7 +42,7 @@ pub struct Git {
     pub commit: Option<String>,
     /// The branch; `None` on a detached HEAD.
     pub branch: Option<String>,
-    /// The URL of `origin` without credentials.
+    /// The URL of `origin` without credentials; `None` where it is a folder of this machine.
     pub remote: Option<String>,
     /// The digest of `git diff --binary HEAD`; `None` where nothing differs. Its text stands beside the records, in
     /// `code/<first twelve digits>.diff`.

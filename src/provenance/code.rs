@@ -47,7 +47,7 @@ pub fn git(folder: &Path, outputs: &[&Path]) -> Result<Option<(Git, Option<Diffe
         Err(other) => return Err(fault(other)),
     }
     git.remote =
-        repository.find_remote("origin").ok().and_then(|remote| remote.url().ok().map(without_credentials));
+        repository.find_remote("origin").ok().and_then(|remote| remote.url().ok().and_then(shareable));
 
     let outputs = within(repository.workdir(), outputs);
     let is_output = |path: &Path| outputs.iter().any(|output| path.starts_with(output));
@@ -116,17 +116,20 @@ fn list_untracked(
     Ok(())
 }
 
-/// A URL without what stands before the `@` of its host, and without a query.
-fn without_credentials(url: &str) -> String {
+/// A remote's URL without what stands before the `@` of its host, and without a query; `None` for a folder of this
+/// machine, which means nothing elsewhere and names its owner.
+fn shareable(url: &str) -> Option<String> {
     let url = url.split(['?', '#']).next().unwrap_or_default();
-    match url.split_once("://") {
-        Some((scheme, rest)) => {
-            let (host, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
-            let host = host.rsplit('@').next().unwrap_or_default();
-            path.map_or_else(|| format!("{scheme}://{host}"), |path| format!("{scheme}://{host}/{path}"))
-        }
-        None => url.rsplit_once('@').map_or(url, |(_, rest)| rest).to_owned(),
+    if let Some((scheme, rest)) = url.split_once("://") {
+        let (host, path) = rest.split_once('/').map_or((rest, None), |(host, path)| (host, Some(path)));
+        let host = host.rsplit('@').next().unwrap_or_default();
+        let path = path.map_or(String::new(), |path| format!("/{path}"));
+        return (scheme != "file").then(|| format!("{scheme}://{host}{path}"));
     }
+    // `user@host:path`, as git reads it: a colon before the first slash. One letter before it is a drive.
+    let (host, path) = url.split_once(':')?;
+    let host = host.rsplit('@').next().unwrap_or_default();
+    (host.len() > 1 && !host.contains(['/', '\\'])).then(|| format!("{host}:{path}"))
 }
 
 #[cfg(test)]
@@ -134,15 +137,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credentials_are_cut_from_remotes() {
+    fn remotes_lose_credentials_and_folders_are_not_named() {
         for (url, clean) in [
-            ("https://user:secret@host.org/a/b.git", "https://host.org/a/b.git"),
-            ("https://token@host.org", "https://host.org"),
-            ("https://host.org/a@b.git?token=secret", "https://host.org/a@b.git"),
-            ("git@host.org:a/b.git", "host.org:a/b.git"),
-            ("/srv/git/a.git", "/srv/git/a.git"),
+            ("https://user:secret@host.org/a/b.git", Some("https://host.org/a/b.git")),
+            ("https://token@host.org", Some("https://host.org")),
+            ("https://host.org/a@b.git?token=secret", Some("https://host.org/a@b.git")),
+            ("git@host.org:a/b.git", Some("host.org:a/b.git")),
+            ("/srv/git/a.git", None),
+            ("../a:b/c.git", None),
+            ("file:///srv/git/a.git", None),
+            ("C:\\git\\a.git", None),
         ] {
-            assert_eq!(without_credentials(url), clean);
+            assert_eq!(shareable(url).as_deref(), clean, "{url}");
         }
     }
 
