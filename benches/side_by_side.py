@@ -120,7 +120,7 @@ def versions():
     return {"ppd": ours, "torch": version("torch"), "scipy": version("scipy")}
 
 
-def main():
+def parsed():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="measurements of ours, all where none is named")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side, in turn")
@@ -136,17 +136,21 @@ def main():
     for name in arguments.names:
         if name not in known:
             raise SystemExit(f"unknown measurement {name!r}; known: {', '.join(sorted(known))}")
-    wanted_names = arguments.names or [name for name in known if not name.startswith("full-")]
-    rows = [row for row in ROWS if row[0] in wanted_names]
+    return arguments
+
+
+def options(name, arguments):
+    """What both sides are told of a measurement, but for the folder of its inputs."""
+    own = ["--threads", str(arguments.threads)]
+    if name.startswith("full-"):
+        own = ["--pairs", str(arguments.pairs), "--micro-batch", str(arguments.micro_batch)]
+    return ["--reps", str(arguments.reps), *own]
+
+
+def measure(rows, arguments):
+    """What each process printed, by program and measurement, in the order of the rounds."""
     wanted = {("ppd", ours) for ours, _, _ in rows} | {("torch", theirs) for _, theirs, _ in rows}
     commands = {"ppd": [arguments.program] if arguments.program else built(arguments.features), "torch": TWIN}
-    shown = {"ppd": "cargo bench --bench ppd --", "torch": "python benches/torch/twin.py"}
-    size = ["--pairs", str(arguments.pairs), "--micro-batch", str(arguments.micro_batch)]
-
-    def options(name):
-        own = size if name.startswith("full-") else ["--threads", str(arguments.threads)]
-        return ["--reps", str(arguments.reps), *own]
-
     runs = {key: [] for key in wanted}
     with tempfile.TemporaryDirectory() as folder:
         if any(name in NEED_INPUTS for _, name in wanted):
@@ -155,8 +159,27 @@ def main():
             for program, name in sorted(wanted, key=lambda key: (key[1], key[0])):
                 print(f"round {turn + 1} of {arguments.rounds}: {name}, {program}", file=sys.stderr)
                 inputs = ["--inputs", folder] if name in NEED_INPUTS else []
-                runs[program, name].append(json.loads(output([*commands[program], name, *options(name), *inputs])))
+                command = [*commands[program], name, *options(name, arguments), *inputs]
+                runs[program, name].append(json.loads(output(command)))
+    return runs
 
+
+def peak(runs):
+    """The most memory of any run, or None where the system does not tell."""
+    return max((run["peak_bytes"] for run in runs if run["peak_bytes"]), default=None)
+
+
+def line(ours, theirs, left, right):
+    """The cells of one comparison."""
+    mine, other = summary(left), summary(right)
+    each = sorted(summary([r])[0] / summary([l])[0] for l, r in zip(left, right))
+    memory = f"{peak(left) / peak(right):.2f}" if peak(left) and peak(right) else "–"
+    ratio = f"{other[0] / mine[0]:.2f} ({each[0]:.2f}–{each[-1]:.2f})"
+    return [ours, theirs, milliseconds(*mine), milliseconds(*other), ratio, memory]
+
+
+def print_table(rows, runs, arguments):
+    """Prints the ratios; answers how many were refused."""
     print(f"{machine()}, {arguments.threads} threads; median (fastest–slowest) of {arguments.rounds} × {arguments.reps}.\n")
     print("| here | PyTorch / scipy | ppd | PyTorch / scipy | ratio | peak memory |")
     print("| :-- | :-- | --: | --: | --: | --: |")
@@ -164,35 +187,43 @@ def main():
     for ours, theirs, tolerance in rows:
         left, right = runs["ppd", ours], runs["torch", theirs]
         reason = why_not_comparable(left[0], right[0], tolerance)
-        if reason:
-            refused += 1
-            print(f"| {ours} | {theirs} | – | – | not comparable: {reason} | – |")
-            continue
-        mine, other = summary(left), summary(right)
-        each = sorted(summary([r])[0] / summary([l])[0] for l, r in zip(left, right))
-        memory = max(run["peak_bytes"] for run in left) / max(run["peak_bytes"] for run in right)
-        ratio = f"{other[0] / mine[0]:.2f} ({each[0]:.2f}–{each[-1]:.2f})"
-        print(f"| {ours} | {theirs} | {milliseconds(*mine)} | {milliseconds(*other)} | {ratio} | {memory:.2f} |")
+        refused += reason is not None
+        cells = [ours, theirs, "–", "–", f"not comparable: {reason}", "–"] if reason else line(ours, theirs, left, right)
+        print("|", " | ".join(cells), "|")
     print("\nRatio: their median over ours (of each round: least–greatest). Peak memory: ours over theirs, whole process.")
+    return refused
 
+
+def record(runs, arguments):
+    """Appends every measurement, with the command that made it, to this machine's file."""
+    shown = {"ppd": "cargo bench --bench ppd --", "torch": "python benches/torch/twin.py"}
+    commit = output(["git", "rev-parse", "--short", "HEAD"]).strip()
+    dirty = "+" if output(["git", "status", "--porcelain", "--untracked-files=no"]).strip() else ""
+    version = versions()
+    table = []
+    for (program, name), measured in sorted(runs.items()):
+        median, low, high = summary(measured)
+        library = "scipy" if (program, name) == ("torch", "bca") else program
+        inputs = ["--inputs", "DIR"] if name in NEED_INPUTS else []
+        table.append({
+            "date": datetime.date.today().isoformat(), "commit": commit + dirty, "machine": machine(),
+            "bench": name, "program": library, "version": version[library], "median_s": f"{median:.6g}",
+            "min_s": f"{low:.6g}", "max_s": f"{high:.6g}", "repetitions": arguments.rounds * arguments.reps,
+            "peak_bytes": peak(measured), "shape": json.dumps(measured[0]["shape"]),
+            "command": f"{shown[program]} {shlex.join([name, *options(name, arguments), *inputs])}",
+        })
+    slug = "-".join(part for part in "".join(c if c.isalnum() else " " for c in machine().lower()).split())
+    append(ROOT / f"benches/results/{slug}.csv", table)
+
+
+def main():
+    arguments = parsed()
+    names = arguments.names or [ours for ours, _, _ in ROWS if not ours.startswith("full-")]
+    rows = [row for row in ROWS if row[0] in names]
+    runs = measure(rows, arguments)
+    refused = print_table(rows, runs, arguments)
     if not arguments.no_record:
-        commit = output(["git", "rev-parse", "--short", "HEAD"]).strip()
-        dirty = "+" if output(["git", "status", "--porcelain", "--untracked-files=no"]).strip() else ""
-        version = versions()
-        table = []
-        for (program, name), measured in sorted(runs.items()):
-            median, low, high = summary(measured)
-            library = "scipy" if (program, name) == ("torch", "bca") else program
-            inputs = ["--inputs", "DIR"] if name in NEED_INPUTS else []
-            table.append({
-                "date": datetime.date.today().isoformat(), "commit": commit + dirty, "machine": machine(),
-                "bench": name, "program": library, "version": version[library], "median_s": f"{median:.6g}",
-                "min_s": f"{low:.6g}", "max_s": f"{high:.6g}", "repetitions": arguments.rounds * arguments.reps,
-                "peak_bytes": max(run["peak_bytes"] or 0 for run in measured),
-                "shape": json.dumps(measured[0]["shape"]), "command": f"{shown[program]} {shlex.join([name, *options(name), *inputs])}",
-            })
-        slug = "-".join(part for part in "".join(c if c.isalnum() else " " for c in machine().lower()).split())
-        append(ROOT / f"benches/results/{slug}.csv", table)
+        record(runs, arguments)
     return 1 if refused else 0
 
 

@@ -19,19 +19,19 @@ pub trait Collective: Send + Sync {
     fn rank(&self) -> usize;
 
     /// How many ranks there are.
-    fn ranks(&self) -> usize;
+    fn world_size(&self) -> usize;
 
     /// The sum over all ranks of each number, the same on every rank.
     ///
     /// # Errors
     /// Those of the network.
-    fn sum_numbers(&self, numbers: Vec<f64>) -> Result<Vec<f64>>;
+    fn all_reduce_numbers(&self, numbers: Vec<f64>) -> Result<Vec<f64>>;
 
     /// The sum over all ranks of each element of a single-precision tensor, the same on every rank.
     ///
     /// # Errors
     /// Those of the network and of the tensor library.
-    fn sum_tensor(&self, tensor: &Tensor) -> Result<Tensor>;
+    fn all_reduce(&self, tensor: &Tensor) -> Result<Tensor>;
 }
 
 /// The part of a batch that a rank takes: as many neighbours as every other rank.
@@ -39,7 +39,7 @@ pub trait Collective: Send + Sync {
 /// # Errors
 /// [`Error::Spec`] where the ranks do not divide the batch.
 pub fn share<'a, T>(batch: &'a [T], collective: &dyn Collective) -> Result<&'a [T]> {
-    let (rank, ranks) = (collective.rank(), collective.ranks());
+    let (rank, ranks) = (collective.rank(), collective.world_size());
     check(batch.len(), ranks)?;
     let each = batch.len() / ranks;
     Ok(&batch[rank * each..(rank + 1) * each])
@@ -67,25 +67,38 @@ pub fn check(batch: usize, ranks: usize) -> Result<()> {
 /// # Errors
 /// Those of the network.
 pub fn any(own: bool, collective: &dyn Collective) -> Result<bool> {
-    if collective.ranks() == 1 {
+    if collective.world_size() == 1 {
         return Ok(own);
     }
-    Ok(collective.sum_numbers(vec![f64::from(u8::from(own))])?[0] > 0.0)
+    Ok(collective.all_reduce_numbers(vec![f64::from(u8::from(own))])?[0] > 0.0)
+}
+
+/// A result that only stands where every rank has one: where any failed, all fail, and none waits for another.
+///
+/// # Errors
+/// The rank's own error, or that another failed.
+pub fn agree<T>(own: Result<T>, collective: &dyn Collective) -> Result<T> {
+    let failed = any(own.is_err(), collective);
+    let own = own?;
+    if failed? {
+        return Err(Error::Tensor("another rank failed; its own message says why".into()));
+    }
+    Ok(own)
 }
 
 /// The numbers of all ranks, in the order of the ranks; each gives as many.
 ///
 /// # Errors
 /// Those of the network.
-pub fn gather(numbers: &[f64], collective: &dyn Collective) -> Result<Vec<f64>> {
-    let (rank, ranks) = (collective.rank(), collective.ranks());
+pub fn all_gather(numbers: &[f64], collective: &dyn Collective) -> Result<Vec<f64>> {
+    let (rank, ranks) = (collective.rank(), collective.world_size());
     if ranks == 1 {
         return Ok(numbers.to_vec());
     }
     // Adding zeros is exact: the sum *is* every rank's numbers.
     let mut all = vec![0.0; ranks * numbers.len()];
     all[rank * numbers.len()..][..numbers.len()].copy_from_slice(numbers);
-    collective.sum_numbers(all)
+    collective.all_reduce_numbers(all)
 }
 
 /// A single process.
@@ -97,15 +110,15 @@ impl Collective for Alone {
         0
     }
 
-    fn ranks(&self) -> usize {
+    fn world_size(&self) -> usize {
         1
     }
 
-    fn sum_numbers(&self, numbers: Vec<f64>) -> Result<Vec<f64>> {
+    fn all_reduce_numbers(&self, numbers: Vec<f64>) -> Result<Vec<f64>> {
         Ok(numbers)
     }
 
-    fn sum_tensor(&self, tensor: &Tensor) -> Result<Tensor> {
+    fn all_reduce(&self, tensor: &Tensor) -> Result<Tensor> {
         Ok(tensor.clone())
     }
 }
@@ -168,15 +181,15 @@ impl Collective for Simulated {
         self.rank
     }
 
-    fn ranks(&self) -> usize {
+    fn world_size(&self) -> usize {
         self.meeting.numbers.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    fn sum_numbers(&self, numbers: Vec<f64>) -> Result<Vec<f64>> {
+    fn all_reduce_numbers(&self, numbers: Vec<f64>) -> Result<Vec<f64>> {
         self.sum(&self.meeting.numbers, numbers)
     }
 
-    fn sum_tensor(&self, tensor: &Tensor) -> Result<Tensor> {
+    fn all_reduce(&self, tensor: &Tensor) -> Result<Tensor> {
         let mine = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
         let sum = self.sum(&self.meeting.elements, mine)?;
         Ok(Tensor::from_vec(sum, tensor.shape(), tensor.device())?)
@@ -213,8 +226,8 @@ mod tests {
                 .map(|round| {
                     let x = (rank.rank() * 100 + round) as f32;
                     let tensor = Tensor::new(&[x, 1.0], &Device::Cpu).unwrap();
-                    let sum: Vec<f32> = rank.sum_tensor(&tensor).unwrap().to_vec1().unwrap();
-                    let numbers = rank.sum_numbers(vec![f64::from(x)]).unwrap();
+                    let sum: Vec<f32> = rank.all_reduce(&tensor).unwrap().to_vec1().unwrap();
+                    let numbers = rank.all_reduce_numbers(vec![f64::from(x)]).unwrap();
                     (sum, numbers)
                 })
                 .collect::<Vec<_>>()
@@ -225,10 +238,25 @@ mod tests {
     }
 
     #[test]
+    fn where_one_rank_fails_all_do_and_go_on_together() {
+        let outcomes = on_ranks(3, |rank| {
+            let own =
+                if rank.rank() == 1 { Err(Error::Spec("its own reason".into())) } else { Ok(rank.rank()) };
+            let first = agree(own, rank).map_err(|fault| fault.to_string());
+            (first, agree(Ok(7), rank).unwrap())
+        });
+        for (rank, (first, second)) in outcomes.into_iter().enumerate() {
+            let message = first.unwrap_err();
+            assert_eq!(message.contains("its own reason"), rank == 1, "{message}");
+            assert_eq!(second, 7);
+        }
+    }
+
+    #[test]
     fn shares_are_the_batch_and_gathering_puts_them_together_again() {
         let batch: Vec<f64> = (0..12).map(|i| 0.1 * f64::from(i)).collect();
         for count in [1, 2, 3, 4, 6, 12] {
-            let gathered = on_ranks(count, |rank| gather(share(&batch, rank).unwrap(), rank).unwrap());
+            let gathered = on_ranks(count, |rank| all_gather(share(&batch, rank).unwrap(), rank).unwrap());
             assert!(gathered.iter().all(|all| *all == batch), "{count} ranks");
         }
         assert_eq!(share(&batch, &Alone).unwrap(), batch);

@@ -126,6 +126,12 @@ pub struct Keep<'a> {
     pub read_only: bool,
 }
 
+impl Keep<'_> {
+    fn save(&self, position: &Position, tensors: impl FnOnce() -> BTreeMap<String, Tensor>) -> Result<()> {
+        if self.read_only { Ok(()) } else { checkpoint::save(self.path, self.config, position, &tensors()) }
+    }
+}
+
 /// A finished training.
 pub struct Trained {
     /// The adapter; its parameters are variables still.
@@ -203,7 +209,7 @@ pub fn fine_tune(
             example.pair
         )));
     }
-    collective::check(settings.pairs_per_step, collective.ranks())?;
+    collective::check(settings.pairs_per_step, collective.world_size())?;
     if examples.is_empty() {
         return Err(Error::Spec("no pair is left to train on; lower train.gap_filter or add pairs".into()));
     }
@@ -220,6 +226,7 @@ pub fn fine_tune(
         let read = |name: &str| stored.weights.read(name, DType::F32, &base.device);
         stepper.optimiser.restore(OPTIMISER, position.trace.len(), read)?;
     }
+    same_step(position.trace.len(), collective)?;
     let mut visits = Visits::new(examples, seed);
     for _ in 0..position.trace.len() * settings.pairs_per_step {
         visits.next();
@@ -240,16 +247,19 @@ pub fn fine_tune(
                     bench.reference.set(visit.example.pair, visit.occurrence, errors);
                 }
             },
-        )?;
-        let measured = taken.measured(step, learning_rate);
+        );
+        let measured = collective::agree(taken, collective)?.measured(step, learning_rate);
         let go_on = !collective::any(!observe(&measured), collective)?;
         position.trace.push(measured);
-        if let Some(keep) = keep.filter(|keep| !keep.read_only)
+        if let Some(keep) = keep
             && (!go_on || (step + 1).is_multiple_of(keep.every))
         {
-            let mut tensors = trainable.tensors();
-            tensors.extend(stepper.optimiser.state(OPTIMISER));
-            checkpoint::save(keep.path, keep.config, &position, &tensors)?;
+            let saved = keep.save(&position, || {
+                let mut tensors = trainable.tensors();
+                tensors.extend(stepper.optimiser.state(OPTIMISER));
+                tensors
+            });
+            collective::agree(saved, collective)?;
         }
         if !go_on {
             return Err(Error::Stopped);
@@ -259,6 +269,20 @@ pub fn fine_tune(
         std::fs::remove_file(keep.path).map_err(Error::io("remove", keep.path))?;
     }
     Ok(Trained { adapter, tensors: trainable.tensors(), trace: position.trace })
+}
+
+/// Refuses ranks that would go on from different steps.
+fn same_step(own: usize, collective: &dyn Collective) -> Result<()> {
+    let all = collective::all_gather(&[own as f64], collective)?;
+    if all.iter().any(|&step| step != all[0]) {
+        let steps: Vec<String> = all.iter().map(f64::to_string).collect();
+        return Err(Error::Spec(format!(
+            "the ranks would go on from different steps ({}, in their order); give all of them one --cache that every \
+             machine sees",
+            steps.join(", ")
+        )));
+    }
+    Ok(())
 }
 
 /// Before the names of an optimiser's moments in a checkpoint.

@@ -59,9 +59,7 @@ impl Arguments {
     fn inputs(&self) -> Result<&PathBuf> {
         self.inputs.as_ref().context("this measurement needs --inputs, the folder that twin.py --export made")
     }
-}
 
-impl Arguments {
     fn full(&self, cached: bool) -> Result<Measured> {
         let device = candle_core::Device::new_cuda_with_stream(self.gpu)?;
         full::step(&device, self.pairs, self.micro_batch, self.reps, cached)
@@ -106,7 +104,7 @@ fn main() -> Result<()> {
     for (name, bench) in BENCHES {
         let by_default = arguments.names.is_empty() && !name.starts_with("full-");
         if by_default || arguments.names.iter().any(|asked| asked == name) {
-            bench(&arguments).with_context(|| (*name).to_owned())?.print(name);
+            bench(&arguments).with_context(|| (*name).to_owned())?.print(name, arguments.gpu);
         }
     }
     Ok(())

@@ -19,12 +19,12 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// Prints it as one JSON object, with the process's peak memory.
-    pub fn print(&self, name: &str) {
+    /// Prints it as one JSON object, with the peak memory of the process, on a GPU where it computed there.
+    pub fn print(&self, name: &str, gpu: usize) {
         let Self { shape, seconds, check } = self;
         let line = json!({
             "bench": name, "program": "ppd", "shape": shape, "seconds": seconds, "check": check,
-            "peak_bytes": if shape["device"] == "cuda" { gpu_bytes() } else { peak_bytes() },
+            "peak_bytes": if shape["device"] == "cuda" { gpu_bytes(gpu) } else { peak_bytes() },
         });
         println!("{line}");
     }
@@ -45,15 +45,23 @@ pub fn time<R>(reps: usize, mut call: impl FnMut() -> Result<R>) -> Result<(Vec<
     Ok((seconds, first))
 }
 
-/// What the GPU's memory holds now: the tensor library gives nothing back before the process ends.
+/// The most that this process has reserved of a GPU's memory: the high-water mark of the pool that tensors come from.
 #[cfg(feature = "cuda")]
-fn gpu_bytes() -> Option<u64> {
-    let (free, total) = candle_core::cuda::cudarc::driver::result::mem_get_info().ok()?;
-    Some((total - free) as u64)
+fn gpu_bytes(ordinal: usize) -> Option<u64> {
+    use candle_core::cuda::cudarc::driver::sys;
+
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH;
+    let (mut pool, mut bytes) = (std::ptr::null_mut(), 0u64);
+    // SAFETY: both calls only write what they are given a pointer to, of the type that the driver's manual names.
+    unsafe {
+        sys::cuDeviceGetDefaultMemPool(&mut pool, i32::try_from(ordinal).ok()?).result().ok()?;
+        sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast()).result().ok()?;
+    }
+    Some(bytes)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn gpu_bytes() -> Option<u64> {
+fn gpu_bytes(_: usize) -> Option<u64> {
     None
 }
 

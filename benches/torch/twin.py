@@ -224,52 +224,77 @@ def sample(arguments):
 # ── the full-size Stage C on a GPU ──
 
 
+class FullStageC:
+    """The 3.6 B Stage C: random weights, bf16, SDPA, adapters in single precision."""
+
+    WIDTH = 2048
+
+    def __init__(self, device):
+        import torch
+        from diffusers.models import StableCascadeUNet
+        from diffusers.models.unets.unet_stable_cascade import SDCascadeAttnBlock
+
+        width = self.WIDTH
+        with torch.device("meta"):
+            unet = StableCascadeUNet(
+                in_channels=16, out_channels=16, timestep_ratio_embedding_dim=64, patch_size=1, conditioning_dim=width,
+                block_out_channels=[width, width], num_attention_heads=[32, 32], down_num_layers_per_block=[8, 24],
+                up_num_layers_per_block=[24, 8], down_blocks_repeat_mappers=[1, 1], up_blocks_repeat_mappers=[1, 1],
+                block_types_per_layer=[BLOCKS, BLOCKS], clip_text_in_channels=1280, clip_text_pooled_in_channels=1280,
+                clip_image_in_channels=768, clip_seq=4, kernel_size=3, dropout=[0.1, 0.1], self_attn=True,
+                timestep_conditioning_type=["sca", "crp"], switch_level=[False],
+            )
+        self.unet = unet.to(torch.bfloat16).to_empty(device=device).eval().requires_grad_(False)
+        self.count = 0
+        with torch.no_grad():
+            for parameter in self.unet.parameters():
+                matrix = parameter.ndim in (2, 4) and parameter.shape[0] > 1
+                parameter.normal_(0, 0.7 / parameter[0].numel() ** 0.5 if matrix else 0.05)
+                self.count += parameter.numel()
+        self.projector = torch.nn.Parameter(torch.randn(4 * width, 3584, device=device) / 3584**0.5)
+        self.adapter, self.user = torch.nn.ParameterDict(), {"tokens": None}
+        for name, module in self.unet.named_modules():
+            if isinstance(module, SDCascadeAttnBlock):
+                name = name.replace(".", "_")
+                key = torch.randn(width, width, device=device) / width**0.5
+                self.adapter[name + "__k"] = torch.nn.Parameter(key)
+                self.adapter[name + "__v"] = torch.nn.Parameter(torch.zeros(width, width, device=device))
+                module.attention.set_processor(HalfBranch(name, self.adapter, self.user))
+        self.parameters = [self.projector, *self.adapter.parameters()]
+
+    def errors(self, noised, r, conditions, target, users):
+        """Of each image under the given users; under none, the reference's."""
+        import torch
+        import torch.nn.functional as F
+
+        tokens = None
+        if users is not None:
+            tokens = twice(F.linear(users, self.projector).view(-1, 4, self.WIDTH)).to(torch.bfloat16)
+        self.user["tokens"] = tokens
+        predicted = self.unet(noised.to(torch.bfloat16), r, **conditions).sample
+        return (predicted.float() - target).pow(2).mean(dim=[1, 2, 3])
+
+
+class HalfBranch(UserBranch):
+    """The user branch, with the adapter's tensors brought to the model's precision."""
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
+        import torch
+
+        half = {key: self.parameters[self.name + key].to(torch.bfloat16) for key in ("__k", "__v")}
+        return UserBranch("", half, self.user)(attn, hidden_states, encoder_hidden_states)
+
+
 def full_step(arguments, cached=False):
-    """PPD's step of the 3.6 B Stage C: random weights, bf16, SDPA, adapters in single precision."""
+    """PPD's step of the full-size Stage C."""
     import torch
     import torch.nn.functional as F
     from diffusers import DDPMWuerstchenScheduler
-    from diffusers.models import StableCascadeUNet
-    from diffusers.models.unets.unet_stable_cascade import SDCascadeAttnBlock
 
-    device, pairs, width = f"cuda:{arguments.gpu}", arguments.pairs, 2048
+    device, pairs = f"cuda:{arguments.gpu}", arguments.pairs
     torch.manual_seed(0)
-    with torch.device("meta"):
-        unet = StableCascadeUNet(
-            in_channels=16, out_channels=16, timestep_ratio_embedding_dim=64, patch_size=1, conditioning_dim=2048,
-            block_out_channels=[2048, 2048], num_attention_heads=[32, 32], down_num_layers_per_block=[8, 24],
-            up_num_layers_per_block=[24, 8], down_blocks_repeat_mappers=[1, 1], up_blocks_repeat_mappers=[1, 1],
-            block_types_per_layer=[BLOCKS, BLOCKS], clip_text_in_channels=1280, clip_text_pooled_in_channels=1280,
-            clip_image_in_channels=768, clip_seq=4, kernel_size=3, dropout=[0.1, 0.1], self_attn=True,
-            timestep_conditioning_type=["sca", "crp"], switch_level=[False],
-        )
-    unet = unet.to(torch.bfloat16).to_empty(device=device).eval().requires_grad_(False)
-    count = 0
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            matrix = parameter.ndim in (2, 4) and parameter.shape[0] > 1
-            parameter.normal_(0, 0.7 / parameter[0].numel() ** 0.5 if matrix else 0.05)
-            count += parameter.numel()
-    projector = torch.nn.Parameter(torch.randn(4 * width, 3584, device=device) / 3584**0.5)
-    adapter, user = torch.nn.ParameterDict(), {"tokens": None}
-
-    class Branch(UserBranch):
-        """As above, with the adapter's tensors brought to the model's precision."""
-
-        def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None):
-            half = {key: self.parameters[self.name + key].to(torch.bfloat16) for key in ("__k", "__v")}
-            branch = UserBranch("", half, self.user)
-            return branch(attn, hidden_states, encoder_hidden_states)
-
-    for name, module in unet.named_modules():
-        if isinstance(module, SDCascadeAttnBlock):
-            name = name.replace(".", "_")
-            adapter[name + "__k"] = torch.nn.Parameter(torch.randn(width, width, device=device) / width**0.5)
-            adapter[name + "__v"] = torch.nn.Parameter(torch.zeros(width, width, device=device))
-            module.attention.set_processor(Branch(name, adapter, user))
-    parameters = [projector, *adapter.parameters()]
-    optimiser = torch.optim.AdamW(parameters, lr=1e-5)
-    scheduler = DDPMWuerstchenScheduler()
+    model, scheduler = FullStageC(device), DDPMWuerstchenScheduler()
+    optimiser = torch.optim.AdamW(model.parameters, lr=1e-5)
 
     def draw(*shape, dtype=torch.bfloat16):
         return torch.randn(*shape, device=device).to(dtype)
@@ -280,35 +305,29 @@ def full_step(arguments, cached=False):
     timesteps = (torch.arange(pairs, device=device) + 0.5) / pairs
     known = {}
 
+    def back(part):
+        """Forward and backward of one micro-batch."""
+        r, target = twice(timesteps[part]), twice(noise[part]).float()
+        conditions = {"clip_text": twice(text[part]), "clip_text_pooled": twice(pooled[part]), "clip_img": twice(image[part])}
+        with torch.no_grad():
+            noised = torch.cat([scheduler.add_noise(x[part], noise[part], timesteps[part]) for x in latents])
+            if not (cached and part.start in known):
+                known[part.start] = model.errors(noised, r, conditions, target, None)
+        chosen, rejected = model.errors(noised, r, conditions, target, users[part]).chunk(2)
+        reference_chosen, reference_rejected = known[part.start].chunk(2)
+        inside = -500.0 * ((chosen - rejected) - (reference_chosen - reference_rejected))
+        (-F.logsigmoid(inside).sum() / pairs).backward()
+
     def call():
         for start in range(0, pairs, arguments.micro_batch):
-            part = slice(start, min(start + arguments.micro_batch, pairs))
-            r, target = twice(timesteps[part]), twice(noise[part]).float()
-            noised = twice(noise[part])
-            with torch.no_grad():
-                noised = torch.cat([scheduler.add_noise(x[part], noise[part], timesteps[part]) for x in latents])
-            conditions = {"clip_text": twice(text[part]), "clip_text_pooled": twice(pooled[part]), "clip_img": twice(image[part])}
-
-            def errors():
-                return (unet(noised.to(torch.bfloat16), r, **conditions).sample.float() - target).pow(2).mean(dim=[1, 2, 3])
-
-            if not (cached and start in known):
-                with torch.no_grad():
-                    user["tokens"] = None
-                    known[start] = errors()
-            tokens = F.linear(users[part], projector).view(-1, 4, width)
-            user["tokens"] = twice(tokens).to(torch.bfloat16)
-            chosen, rejected = errors().chunk(2)
-            reference_chosen, reference_rejected = known[start].chunk(2)
-            inside = -500.0 * ((chosen - rejected) - (reference_chosen - reference_rejected))
-            (-F.logsigmoid(inside).sum() / pairs).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            back(slice(start, min(start + arguments.micro_batch, pairs)))
+        torch.nn.utils.clip_grad_norm_(model.parameters, 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         torch.cuda.synchronize()
 
     seconds, _ = timed(arguments.reps, call)
-    shape = {"latent": [pairs, 16, 24, 24], "text": [pairs, 85, 2048], "user": [pairs, 4, 2048], "parameters": count}
+    shape = {"latent": [pairs, 16, 24, 24], "text": [pairs, 85, 2048], "user": [pairs, 4, 2048], "parameters": model.count}
     return shape | {"forward_flops": FULL_FORWARD_FLOPS, "dtype": "bf16", "device": "cuda"}, seconds, []
 
 

@@ -1,7 +1,7 @@
 //! One cell from its plan to its record: train the adapter or find it, sample, score, append.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
@@ -13,6 +13,7 @@ use super::image_store::ImageStore;
 use crate::adapter::{self, Adapter};
 use crate::base::Base;
 use crate::checkpoint::{open_adapter, save_adapter};
+use crate::collective;
 use crate::data::labels::comparisons;
 use crate::data::prompts::{self, Prompt};
 use crate::data::{Preference, Split, pick_a_pic, scores};
@@ -33,7 +34,6 @@ use crate::units::Digest;
 /// What the cells of one run share, each opened when the first cell needs it.
 pub(super) struct Laboratory<'a> {
     plan: &'a Plan,
-    session: &'a Session,
     compute: &'a Compute,
     base: OnceCell<Base>,
     base_images: ImageStore,
@@ -52,10 +52,9 @@ const ADAPTER: &str = "adapter.safetensors";
 const KEPT_EVERY: usize = 50;
 
 impl<'a> Laboratory<'a> {
-    pub(super) fn new(plan: &'a Plan, session: &'a Session, compute: &'a Compute) -> Self {
+    pub(super) fn new(plan: &'a Plan, compute: &'a Compute) -> Self {
         Self {
             plan,
-            session,
             compute,
             base: OnceCell::new(),
             base_images: ImageStore::of_base(plan),
@@ -67,43 +66,41 @@ impl<'a> Laboratory<'a> {
         }
     }
 
-    /// The trainings that all ranks are to do together, in their order: those that the first rank finds missing.
+    /// What every rank but the first does: takes its share of each training that the first announces, until that one
+    /// says that there are no more. A training that fails is the first rank's to report.
     ///
     /// # Errors
     /// Those of the network.
-    pub(super) fn shared_trainings(&self) -> Result<Vec<&'a Cell>> {
-        let trained: Vec<&Cell> = self.plan.cells.iter().filter(|cell| cell.train_key.is_some()).collect();
-        let is_missing = |cell: &Cell| {
-            let key = cell.train_key.as_ref();
-            let adapter = key.map(|key| self.plan.places.training(key).join(ADAPTER));
-            !cell.is_complete() && adapter.is_some_and(|path| !path.exists())
-        };
-        // Only the first rank looks: the folders may change while others do.
-        let first = self.compute.collective.rank() == 0;
-        let mut keys = BTreeSet::new();
-        let mut is_next = |cell: &Cell| first && is_missing(cell) && keys.insert(cell.train_key.clone());
-        let flags = trained.iter().map(|cell| f64::from(u8::from(is_next(cell)))).collect();
-        let flags = self.compute.collective.sum_numbers(flags)?;
-        Ok(trained.into_iter().zip(flags).filter(|(_, flag)| *flag > 0.0).map(|(cell, _)| cell).collect())
+    pub(super) fn follow(&self, progress: &Progress) -> Result<()> {
+        while let Some(cell) = self.hear()? {
+            let Some(key) = &cell.train_key else { continue };
+            if let Err(reason) = self.train(cell, key, &self.plan.places.training(key), progress) {
+                progress.note(&format!("{}: {reason}", cell.id));
+            }
+        }
+        Ok(())
     }
 
-    /// Takes this rank's share of a training; the first rank keeps the result.
+    /// Tells the other ranks which cell's training comes next; none: that they are done.
     ///
     /// # Errors
-    /// Those of the training.
-    pub(super) fn follow(&self, cell: &Cell, progress: &Progress) -> Result<()> {
-        let Some(key) = &cell.train_key else { return Ok(()) };
-        self.train(cell, key, &self.plan.places.training(key), progress).map(drop)
+    /// Those of the network.
+    pub(super) fn announce(&self, cell: Option<&Cell>) -> Result<()> {
+        let place = cell.and_then(|cell| self.plan.cells.iter().position(|other| other.id == cell.id));
+        let number = place.map_or(0, |place| place + 1);
+        self.compute.collective.all_reduce_numbers(vec![number as f64]).map(drop)
+    }
+
+    /// What the first rank announces.
+    fn hear(&self) -> Result<Option<&'a Cell>> {
+        let number = self.compute.collective.all_reduce_numbers(vec![0.0])?[0] as usize;
+        Ok(number.checked_sub(1).and_then(|place| self.plan.cells.get(place)))
     }
 
     /// Trains, samples and scores one cell; leaves its complete record.
-    pub(super) fn run(&self, cell: &Cell, progress: &Progress) -> anyhow::Result<()> {
-        let header = cell.header(
-            self.plan,
-            &self.session.provenance,
-            self.session.binary.as_ref(),
-            &self.plan.spec.scores(),
-        );
+    pub(super) fn run(&self, cell: &Cell, session: &Session, progress: &Progress) -> anyhow::Result<()> {
+        let Session { provenance, binary, .. } = session;
+        let header = cell.header(self.plan, provenance, binary.as_ref(), &self.plan.spec.scores());
         let mut recorder = Recorder::open(&cell.folder, header)?;
         let adapter = match &cell.train_key {
             None => None,
@@ -129,6 +126,7 @@ impl<'a> Laboratory<'a> {
         let blocks = self.base()?.denoiser.config().attention_blocks();
         if !path.exists() {
             std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+            self.announce(Some(cell))?;
             let trained = self.train(cell, key, &folder, progress)?;
             write_trace(&folder, &trained.trace)?;
             let notes = BTreeMap::from([("training".to_owned(), cell.config["training"].to_string())]);
@@ -138,18 +136,16 @@ impl<'a> Laboratory<'a> {
     }
 
     fn train(&self, cell: &Cell, key: &str, folder: &Path, progress: &Progress) -> Result<Trained> {
-        let settings = self.settings(cell)?;
-        let examples = self.examples(cell)?;
-        let reference = self.reference(cell)?;
-        let bench = Bench {
-            base: self.base()?,
-            pairs: self.pairs()?,
-            reference: &reference,
-            workers: &self.compute.workers,
-            collective: &*self.compute.collective,
+        let collective = &*self.compute.collective;
+        let prepare = || {
+            let (settings, examples) = (self.settings(cell)?, self.examples(cell)?);
+            Ok((settings, examples, self.reference(cell)?, self.base()?, self.pairs()?))
         };
+        let (settings, examples, reference, base, pairs) = collective::agree(prepare(), collective)?;
+        let workers = &self.compute.workers;
+        let bench = Bench { base, pairs, reference: &reference, workers, collective };
         let (state, config) = (folder.join("state.safetensors"), Digest::of(key.as_bytes()));
-        let first = self.compute.collective.rank() == 0;
+        let first = collective.rank() == 0;
         let keep = Keep { path: &state, config: &config, every: KEPT_EVERY, read_only: !first };
         progress.begin("train", settings.steps);
         let mut begun = false;
@@ -436,3 +432,6 @@ fn get_or_open<T>(cell: &OnceCell<T>, open: impl FnOnce() -> Result<T>) -> Resul
     let value = open()?;
     Ok(cell.get_or_init(|| value))
 }
+
+#[cfg(test)]
+mod tests;

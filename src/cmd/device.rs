@@ -48,10 +48,23 @@ impl Choice {
     pub(super) fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Auto => Ok(cuda(0).unwrap_or(Device::Cpu)),
+            // A GPU that is there but does not open is no reason to compute for days on the CPU unnoticed.
+            Self::Auto if gpus() > 0 => cuda(0),
+            Self::Auto => Ok(Device::Cpu),
             Self::Cuda(ordinal) => cuda(ordinal),
         }
     }
+}
+
+/// How many GPUs this build can use on this machine.
+#[cfg(feature = "cuda")]
+fn gpus() -> usize {
+    candle_core::cuda::cudarc::driver::CudaContext::device_count().map_or(0, |count| count.max(0) as usize)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn gpus() -> usize {
+    0
 }
 
 #[cfg(feature = "cuda")]
@@ -132,23 +145,45 @@ impl Compute {
 /// The GPU of one of several processes, and its place among them.
 #[cfg(feature = "nccl")]
 fn join(ranks: &Ranks, choice: Choice, cache: &Path) -> Result<(Device, Box<dyn Collective>)> {
-    let Ranks { rank, ranks, local, ref job } = *ranks;
-    if choice == Choice::Cpu {
-        return Err(Error::Spec(format!(
-            "--device cpu: {ranks} processes share GPUs; start one for the CPU"
-        )));
+    use crate::collective::nccl::{Nccl, identifier};
+    use crate::launch::meeting;
+
+    let Ranks { rank, world_size, local, ref job } = *ranks;
+    let ordinal = own_gpu(choice, local, gpus())?;
+    let Device::Cuda(device) = cuda(ordinal)? else { unreachable!("a GPU was opened") };
+    let folder = cache.join("ranks").join(job);
+    let id = meeting::meet(&folder, (rank, world_size), meeting::PATIENCE, identifier)?;
+    let nccl = Nccl::join(&device, rank, world_size, &id)?;
+    if rank == 0 {
+        meeting::adjourn(&folder)?;
     }
-    let Device::Cuda(device) = cuda(local)? else { unreachable!("a GPU was opened") };
-    let meeting = cache.join("ranks").join(format!("{job}.nccl"));
-    let nccl = crate::collective::nccl::Nccl::join(&device, rank, ranks, &meeting)?;
     Ok((Device::Cuda(device), Box::new(nccl)))
+}
+
+/// The number of a rank's GPU among the `count` that it sees: its only one, or the one of its own number.
+#[cfg(any(test, feature = "nccl"))]
+fn own_gpu(choice: Choice, local: usize, count: usize) -> Result<usize> {
+    match choice {
+        Choice::Cpu => {
+            Err(Error::Spec("--device cpu: several ranks need a GPU each; start one for the CPU".into()))
+        }
+        Choice::Cuda(ordinal) if ordinal > 0 => Err(Error::Spec(format!(
+            "--device cuda:{ordinal}: each rank takes the GPU of its own number; write --device cuda, or choose GPUs \
+             with CUDA_VISIBLE_DEVICES"
+        ))),
+        _ if count == 1 => Ok(0),
+        _ if local < count => Ok(local),
+        _ => Err(Error::Spec(format!(
+            "rank {local} of this machine sees {count} GPUs; start at most {count} ranks on it"
+        ))),
+    }
 }
 
 #[cfg(not(feature = "nccl"))]
 fn join(ranks: &Ranks, _: Choice, _: &Path) -> Result<(Device, Box<dyn Collective>)> {
-    let Ranks { rank, ranks, .. } = ranks;
+    let Ranks { rank, world_size, .. } = ranks;
     Err(Error::Spec(format!(
-        "this is process {rank} of {ranks}, but this build computes alone: start one process, or build it with \
+        "this is process {rank} of {world_size}, but this build computes alone: start one process, or build it with \
          `--features nccl`"
     )))
 }
@@ -171,6 +206,21 @@ mod tests {
             assert_eq!(text.parse::<Choice>(), Err(EXPECTED.into()));
         }
         assert!(Choice::Cpu.open().unwrap().is_cpu());
+    }
+
+    #[test]
+    fn each_rank_takes_a_gpu_of_its_own() {
+        assert_eq!(own_gpu(Choice::Auto, 3, 4).unwrap(), 3);
+        // As `srun --gpus-per-task=1` shows it: each rank sees one GPU, its own.
+        assert_eq!(own_gpu(Choice::Cuda(0), 3, 1).unwrap(), 0);
+        for (choice, local, count, part) in [
+            (Choice::Cpu, 0, 2, "--device cpu"),
+            (Choice::Cuda(1), 0, 2, "cuda:1"),
+            (Choice::Auto, 2, 2, "2 GPUs"),
+        ] {
+            let message = own_gpu(choice, local, count).unwrap_err().to_string();
+            assert!(message.contains(part), "{message}");
+        }
     }
 
     #[cfg(not(feature = "cuda"))]

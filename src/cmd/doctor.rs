@@ -1,5 +1,6 @@
 //! `ppd doctor`: what this machine has, and what each missing thing would need.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -51,7 +52,7 @@ pub(super) fn run(global: &Global) -> anyhow::Result<Verdict> {
     findings.extend(disk(global));
     findings.push(repository(global)?);
     findings.extend(weights(global)?);
-    findings.extend(keys());
+    findings.extend(keys(|name| std::env::var_os(name)));
     if global.json {
         println!("{}", serde_json::to_string_pretty(&findings)?);
     } else {
@@ -129,6 +130,10 @@ fn graphics() -> Vec<Finding> {
     for library in gpu::CUDA_LIBRARIES {
         let needs = match library {
             "libcuda.so.1" => "NVIDIA's driver".to_owned(),
+            "libnccl.so.2" => {
+                "NCCL on LD_LIBRARY_PATH, for several GPUs; `scripts/cuda-toolkit.sh DIR` brings it"
+                    .to_owned()
+            }
             _ => {
                 "CUDA 13's libraries on LD_LIBRARY_PATH; `scripts/cuda-toolkit.sh DIR` brings them".to_owned()
             }
@@ -207,11 +212,12 @@ fn weights(global: &Global) -> anyhow::Result<Vec<Finding>> {
     Ok(vec![Finding::new(format!("profile {}", profile.name), found, needs).required()])
 }
 
-fn keys() -> Vec<Finding> {
-    let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+/// Which keys `value_of` knows.
+fn keys(value_of: impl Fn(&str) -> Option<OsString>) -> Vec<Finding> {
     KEYS.iter()
         .map(|(name, use_of)| {
-            let found = is_set(name).then(|| "set (not shown)".to_owned());
+            let is_set = value_of(name).is_some_and(|value| !value.is_empty());
+            let found = is_set.then(|| "set (not shown)".to_owned());
             Finding::new(*name, found, format!("only for {use_of}"))
         })
         .collect()
@@ -231,11 +237,15 @@ mod tests {
 
     #[test]
     fn no_key_is_shown() {
-        let findings = serde_json::to_string(&keys()).unwrap();
-        for (name, _) in KEYS {
-            if let Ok(value) = std::env::var(name) {
-                assert!(value.is_empty() || !findings.contains(&value));
-            }
-        }
+        let findings = keys(|name| (name != "HF_TOKEN").then(|| format!("secret of {name}").into()));
+        assert_eq!(
+            findings.iter().map(|finding| finding.found.is_some()).collect::<Vec<_>>(),
+            [false, true, true]
+        );
+        assert!(!serde_json::to_string(&findings).unwrap().contains("secret"));
+        assert!(
+            keys(|_| Some(OsString::new())).iter().all(|finding| finding.found.is_none()),
+            "empty is not set"
+        );
     }
 }

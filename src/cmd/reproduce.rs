@@ -5,11 +5,12 @@ use serde_json::json;
 use super::cell::Laboratory;
 use super::device::Compute;
 use super::{Global, Verdict, progress, terminal};
-use crate::collective;
+use crate::collective::{self, Collective};
 use crate::error::Error;
 use crate::launch::{Session, local, local::Outcome};
 use crate::report::study::Design;
 use crate::spec::{Estimate, Plan, Spec, library};
+use crate::units::Digest;
 
 /// What the two commands take besides the options of every command.
 #[derive(Debug, clap::Args)]
@@ -153,22 +154,40 @@ fn print_columns<const N: usize>(lines: &[[String; N]]) {
 fn execute(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
     let progress = progress(global)?;
     let compute = Compute::together(global.device, global.threads(), &global.cache)?;
-    let session = Session::begin(plan, global.threads(), &compute.name())?;
-    let laboratory = Laboratory::new(plan, &session, &compute);
-    if compute.collective.ranks() > 1 {
-        for method in plan.spec.methods.iter().filter(|method| method.objective.is_some()) {
-            collective::check(method.train.pairs_per_step, compute.collective.ranks())?;
-        }
-        let shared = laboratory.shared_trainings()?;
-        if compute.collective.rank() > 0 {
-            shared.into_iter().try_for_each(|cell| laboratory.follow(cell, &progress))?;
-            return Ok(Verdict::Done);
-        }
+    let laboratory = Laboratory::new(plan, &compute);
+    for method in plan.spec.methods.iter().filter(|method| method.objective.is_some()) {
+        collective::check(method.train.pairs_per_step, compute.collective.world_size())?;
     }
-    let outcome = local::run(plan, &session, &progress, |cell, progress| laboratory.run(cell, progress))?;
+    same_plan(plan, &*compute.collective)?;
+    if compute.collective.rank() > 0 {
+        laboratory.follow(&progress)?;
+        return Ok(Verdict::Done);
+    }
+    let outcome = Session::begin(plan, global.threads(), &compute.name()).and_then(|session| {
+        local::run(plan, &session, &progress, |cell, progress| laboratory.run(cell, &session, progress))
+    });
+    // Whatever happened, nobody waits for another training.
+    laboratory.announce(None)?;
+    let outcome = outcome?;
     drop(progress);
     finish(plan, &outcome, global)?;
     super::report::render(&plan.spec, global)
+}
+
+/// Refuses ranks that were given different commands or files.
+fn same_plan(plan: &Plan, collective: &dyn Collective) -> crate::error::Result<()> {
+    let ids: Vec<&str> = plan.cells.iter().map(|cell| cell.id.as_str()).collect();
+    // The digest's first digits: a whole number that a sum keeps exactly.
+    let digest = Digest::of(ids.join("\n").as_bytes());
+    let number = u64::from_str_radix(digest.short(), 16).unwrap_or_default() as f64;
+    let all = collective::all_gather(&[number], collective)?;
+    match all.iter().position(|&other| other != all[0]) {
+        None => Ok(()),
+        Some(rank) => Err(Error::Spec(format!(
+            "rank {rank} plans other cells than the first one; start all ranks with the same command, in the same \
+             checkout"
+        ))),
+    }
 }
 
 /// Reports how a run ended.

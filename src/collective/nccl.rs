@@ -1,17 +1,11 @@
 //! Ranks that are processes with a GPU each, summed by NCCL.
 
-use std::path::Path;
-use std::time::{Duration, Instant};
-
 use candle_core::backend::BackendStorage;
 use candle_core::cuda::cudarc::nccl::safe::{Comm, Id, ReduceOp};
 use candle_core::{CpuStorage, CudaDevice, CudaStorage, CustomOp1, DType, Layout, Shape, Tensor};
 
 use super::Collective;
 use crate::error::{Error, Result};
-
-/// How long a rank waits for the first one to say where they meet.
-const PATIENCE: Duration = Duration::from_secs(300);
 
 /// One rank of a run over several GPUs.
 pub struct Nccl {
@@ -25,53 +19,32 @@ unsafe impl Send for Nccl {}
 unsafe impl Sync for Nccl {}
 
 impl Nccl {
-    /// Joins the other ranks. The first writes NCCL's identifier to the file `meeting`, which all must see; the others
-    /// wait for it.
+    /// Joins the other ranks under the identifier that [`identifier`] gave one of them.
     ///
     /// # Errors
-    /// Where the file cannot be written or does not come, or NCCL refuses.
-    pub fn join(device: &CudaDevice, rank: usize, ranks: usize, meeting: &Path) -> Result<Self> {
-        let id = if rank == 0 { announce(meeting)? } else { wait(meeting, rank)? };
-        let comm = Comm::from_rank(device.cuda_stream(), rank, ranks, id).map_err(|fault| refused(&fault))?;
-        if rank == 0 {
-            // All have joined: the next run meets anew.
-            std::fs::remove_file(meeting).map_err(Error::io("remove", meeting))?;
-        }
+    /// Where NCCL refuses, or `id` is no identifier of its.
+    pub fn join(device: &CudaDevice, rank: usize, world_size: usize, id: &[u8]) -> Result<Self> {
+        let id = <[u8; 128]>::try_from(id).map_err(|_| {
+            Error::Tensor(format!("an identifier of NCCL has 128 bytes, and this has {}", id.len()))
+        })?;
+        let id = Id::uninit(id.map(|byte| byte as std::ffi::c_char));
+        let comm =
+            Comm::from_rank(device.cuda_stream(), rank, world_size, id).map_err(|fault| refused(&fault))?;
         Ok(Self { comm, device: device.clone() })
     }
 }
 
+/// What names one meeting of ranks to NCCL; one rank makes it, all must know it.
+///
+/// # Errors
+/// Where NCCL refuses.
+pub fn identifier() -> Result<Vec<u8>> {
+    let id = Id::new().map_err(|fault| refused(&fault))?;
+    Ok(id.internal().iter().map(|&byte| byte as u8).collect())
+}
+
 fn refused(fault: &impl std::fmt::Debug) -> Error {
     Error::Tensor(format!("NCCL refused ({fault:?}); NCCL_DEBUG=INFO says why"))
-}
-
-fn announce(meeting: &Path) -> Result<Id> {
-    let id = Id::new().map_err(|fault| refused(&fault))?;
-    if let Some(folder) = meeting.parent() {
-        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-    }
-    let bytes: Vec<u8> = id.internal().iter().map(|&byte| byte as u8).collect();
-    crate::record::replace_file(meeting, &bytes)?;
-    Ok(id)
-}
-
-fn wait(meeting: &Path, rank: usize) -> Result<Id> {
-    let begun = Instant::now();
-    while begun.elapsed() < PATIENCE {
-        if let Ok(bytes) = std::fs::read(meeting)
-            && let Ok(internal) = <[u8; 128]>::try_from(bytes.as_slice())
-        {
-            return Ok(Id::uninit(internal.map(|byte| byte as std::ffi::c_char)));
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    Err(Error::data(
-        meeting,
-        format!(
-            "rank {rank} waited {} s for the first rank to write this file; all ranks must see the cache folder",
-            PATIENCE.as_secs()
-        ),
-    ))
 }
 
 impl Collective for Nccl {
@@ -79,11 +52,11 @@ impl Collective for Nccl {
         self.comm.rank()
     }
 
-    fn ranks(&self) -> usize {
+    fn world_size(&self) -> usize {
         self.comm.world_size()
     }
 
-    fn sum_numbers(&self, numbers: Vec<f64>) -> Result<Vec<f64>> {
+    fn all_reduce_numbers(&self, numbers: Vec<f64>) -> Result<Vec<f64>> {
         if numbers.is_empty() {
             return Ok(numbers);
         }
@@ -93,7 +66,7 @@ impl Collective for Nccl {
         Ok(sum.to_vec1()?)
     }
 
-    fn sum_tensor(&self, tensor: &Tensor) -> Result<Tensor> {
+    fn all_reduce(&self, tensor: &Tensor) -> Result<Tensor> {
         self.sum(&tensor.to_dtype(DType::F32)?)
     }
 }

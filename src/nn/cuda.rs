@@ -36,7 +36,9 @@ pub struct Call<'a, T> {
     device: &'a CudaDevice,
     storages: [(&'a CudaStorage, &'a Layout); ARGUMENTS],
     views: [CudaView<'a, T>; ARGUMENTS],
-    out: CudaSlice<T>,
+    count: usize,
+    /// Made by what writes it first, which writes all of it.
+    out: Option<CudaStorage>,
 }
 
 /// An argument of a kernel.
@@ -69,10 +71,15 @@ pub fn run<T: Element, O: Fused>(
 ) -> TensorResult<CudaStorage> {
     let device = storages[0].0.device();
     let views = [view(storages[0])?, view(storages[1])?, view(storages[2])?];
-    let out = device.cuda_stream().alloc_zeros::<T>(shape.elem_count()).w()?;
-    let mut call = Call { device, storages, views, out };
+    let mut call = Call { device, storages, views, count: shape.elem_count(), out: None };
     op.cuda(&mut call)?;
-    Ok(CudaStorage::wrap_cuda_slice(call.out, device.clone()))
+    match call.out {
+        Some(out) => Ok(out),
+        // Nothing to compute, as in an empty batch.
+        None => {
+            Ok(CudaStorage::wrap_cuda_slice(device.alloc_zeros::<T>(shape.elem_count())?, device.clone()))
+        }
+    }
 }
 
 fn view<'a, T: Element>((storage, layout): (&'a CudaStorage, &Layout)) -> TensorResult<CudaView<'a, T>> {
@@ -100,7 +107,7 @@ impl<T: Element> Call<'_, T> {
 
     /// How many elements the result has.
     pub fn count(&self) -> usize {
-        self.out.len()
+        self.count
     }
 
     /// Single-precision numbers between two kernels.
@@ -121,8 +128,13 @@ impl<T: Element> Call<'_, T> {
         }
         let name = format!("{kernel}_{}", T::SUFFIX);
         let function = self.device.get_or_load_custom_func(&name, MODULE, PTX)?;
+        if self.out.is_none() && parameters.iter().any(|parameter| matches!(parameter, Parameter::Output)) {
+            // SAFETY: every kernel writes each element of its result before anything reads it.
+            let slice = unsafe { self.device.alloc::<T>(self.count) }?;
+            self.out = Some(CudaStorage::wrap_cuda_slice(slice, self.device.clone()));
+        }
         let mut builder = function.builder();
-        let mut out = Some(&mut self.out);
+        let mut out = self.out.as_mut().map(T::as_cuda_slice_mut).transpose()?;
         for parameter in parameters {
             match parameter {
                 Parameter::Input(index) => builder.arg(&self.views[*index]),
@@ -143,8 +155,7 @@ impl<T: Element> Call<'_, T> {
         Ok(())
     }
 
-    /// The first argument (rows, k) times the second, which lies as (k, n) or, `transposed`, as (n, k): the result, in
-    /// place of what was there. Sums are in single precision.
+    /// The first argument (rows, k) times the second, which lies as (k, n) or, `transposed`, as (n, k): the result. Sums are in single precision.
     ///
     /// # Errors
     /// Those of cuBLAS.
@@ -158,8 +169,7 @@ impl<T: Element> Call<'_, T> {
             true => flat(rhs_layout, (n, k)).transpose(0, 1)?,
             false => flat(rhs_layout, (k, n)),
         };
-        let mut product = lhs.matmul(rhs, (1, rows, n, k), &lhs_layout, &rhs_layout)?;
-        std::mem::swap(T::as_cuda_slice_mut(&mut product)?, &mut self.out);
+        self.out = Some(lhs.matmul(rhs, (1, rows, n, k), &lhs_layout, &rhs_layout)?);
         Ok(())
     }
 }

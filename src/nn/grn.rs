@@ -278,7 +278,8 @@ impl Fused for GrnGamma {
     }
 }
 
-/// GELU (erf), then [`grn`]: the two as one, so that only the input is kept for the way back.
+/// GELU (erf), then [`grn`]: the two as one, so that only the input is kept for the way back (on CUDA, which runs the
+/// composition, GELU's result too).
 ///
 /// # Shapes
 /// As [`grn`].

@@ -129,14 +129,13 @@ __device__ void layer_norm_backward(const T* x, const T* dy, const T* w, T* dx, 
     }
 }
 
-// ── timestep modulation y = x (1 + a) + b; `shift` 0 leaves b out ──
+// ── timestep modulation y = x (1 + a) + b ──
 
 template <typename T>
-__device__ void modulate(const T* x, const T* a, const T* b, T* y, u32 positions, u32 width, int shift, u64 count) {
+__device__ void modulate(const T* x, const T* a, const T* b, T* y, u32 positions, u32 width, u64 count) {
     EACH(i, count) {
         u64 c = i / ((u64)positions * width) * width + i % width;
-        float v = load(x, i) * (1.0f + load(a, c));
-        store(y, i, shift ? v + load(b, c) : v);
+        store(y, i, load(x, i) * (1.0f + load(a, c)) + load(b, c));
     }
 }
 
@@ -301,7 +300,7 @@ ENTRY pointwise_backward_##T(const T* x, const T* dy, T* dx, int kind, u64 count
 ENTRY add_bias_##T(T* y, const T* bias, u32 width, u64 count) { add_bias(y, bias, width, count); } \
 ENTRY layer_norm_##T(const T* x, const T* w, const T* b, T* y, u32 width, int affine, float eps) { layer_norm(x, w, b, y, width, affine, eps); } \
 ENTRY layer_norm_backward_##T(const T* x, const T* dy, const T* w, T* dx, u32 width, int affine, float eps) { layer_norm_backward(x, dy, w, dx, width, affine, eps); } \
-ENTRY modulate_##T(const T* x, const T* a, const T* b, T* y, u32 positions, u32 width, int shift, u64 count) { modulate(x, a, b, y, positions, width, shift, count); } \
+ENTRY modulate_##T(const T* x, const T* a, const T* b, T* y, u32 positions, u32 width, u64 count) { modulate(x, a, b, y, positions, width, count); } \
 ENTRY depthwise_##T(const T* x, const T* w, const T* b, T* y, u32 height, u32 width, u32 channels, int back, u64 count) { depthwise(x, w, b, y, height, width, channels, back, count); } \
 ENTRY column_products_##T(const T* x, const T* y, float* out, u32 positions, u32 width, int root) { column_products(x, y, out, positions, width, root); } \
 ENTRY response_means_##T(const float* norms, const float* products, const T* gamma, float* means, u32 width, int back) { response_means(norms, products, gamma, means, width, back); } \

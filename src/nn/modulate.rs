@@ -71,8 +71,7 @@ impl Fused for Modulate {
     fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
         let count = call.count();
         let (positions, width) = (U32(call.dims(0)[1] as u32), U32(call.dims(0)[2] as u32));
-        let shift = I32(i32::from(call.has(2)));
-        let parameters = [Input(0), Input(1), Input(2), Output, positions, width, shift, U64(count as u64)];
+        let parameters = [Input(0), Input(1), Input(2), Output, positions, width, U64(count as u64)];
         call.launch("modulate", cuda::elements(count), &parameters)
     }
 

@@ -2,8 +2,9 @@
 //!
 //! An operation says what shape it gives, how to compute it from slices on the CPU and by which kernels on CUDA, how the
 //! tensor library's own operations would compose it, and which operations its gradients are; this module does the rest.
-//! Arithmetic is in single precision: half-precision (bf16) arguments are widened before and the result is rounded once
-//! after, so the sums of norms, softmaxes and products are in single precision either way.
+//! Arithmetic is in single precision: half-precision (bf16) arguments are widened before and what is stored is rounded,
+//! so the sums of norms, softmaxes and products are in single precision either way. The CPU rounds the result once; on
+//! CUDA, what passes from one kernel to the next (a product before its bias, the weights of attention) is rounded too.
 
 use std::borrow::Cow;
 

@@ -1,5 +1,7 @@
 //! Trades time for memory: a part of a network that keeps no graph on the way forward and is run again on the way back.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, Layout, Shape, Storage, Tensor, Var};
 
@@ -22,17 +24,21 @@ where
     }
     let frozen = inputs.map(Tensor::detach);
     let result = body(frozen.each_ref())?.force_contiguous()?;
-    inputs[0].apply_op3(inputs[1], inputs[2], Recompute { result, body })
+    let shape = result.shape().clone();
+    inputs[0].apply_op3(inputs[1], inputs[2], Recompute { result: Mutex::new(Some(result)), shape, body })
 }
 
 struct Recompute<F> {
-    result: Tensor,
+    /// Handed over on the way forward: from then on the graph's own copy is the only one.
+    result: Mutex<Option<Tensor>>,
+    shape: Shape,
     body: F,
 }
 
 impl<F> Recompute<F> {
-    fn shape(&self) -> Shape {
-        self.result.shape().clone()
+    fn take(&self) -> TensorResult {
+        let result = self.result.lock().unwrap_or_else(PoisonError::into_inner).take();
+        result.ok_or_else(|| candle_core::Error::Msg("recompute: went forward twice".into()))
     }
 }
 
@@ -53,8 +59,8 @@ where
         _: &CpuStorage,
         _: &Layout,
     ) -> TensorResult<(CpuStorage, Shape)> {
-        match &*self.result.storage_and_layout().0 {
-            Storage::Cpu(storage) => Ok((storage.clone(), self.shape())),
+        match &*self.take()?.storage_and_layout().0 {
+            Storage::Cpu(storage) => Ok((storage.clone(), self.shape.clone())),
             _ => candle_core::bail!("recompute: the result is on another device than its input"),
         }
     }
@@ -68,9 +74,10 @@ where
         _: &CudaStorage,
         _: &Layout,
     ) -> TensorResult<(CudaStorage, Shape)> {
-        let (storage, layout) = self.result.storage_and_layout();
+        let result = self.take()?;
+        let (storage, layout) = result.storage_and_layout();
         match &*storage {
-            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, self.shape())),
+            Storage::Cuda(storage) => Ok((storage.try_clone(layout)?, self.shape.clone())),
             _ => candle_core::bail!("recompute: the result is on another device than its input"),
         }
     }

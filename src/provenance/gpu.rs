@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-/// The libraries that a build with the `cuda` feature needs at run time.
-pub const CUDA_LIBRARIES: [&str; 4] =
-    ["libcuda.so.1", "libcudart.so.13", "libcublas.so.13", "libcurand.so.10"];
+/// The libraries that a build with the `cuda` feature needs at run time, and the one that `nccl` needs beside them.
+pub const CUDA_LIBRARIES: [&str; 5] =
+    ["libcuda.so.1", "libcudart.so.13", "libcublas.so.13", "libcurand.so.10", "libnccl.so.2"];
 
 /// The version of NVIDIA's kernel driver, where it is loaded.
 pub fn driver() -> Option<String> {

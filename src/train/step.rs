@@ -2,8 +2,8 @@
 //!
 //! A worker predicts a micro-batch, the objective turns its errors into one coefficient each, and the worker goes back
 //! through the denoiser at once, so that a graph lives no longer than its micro-batch; only an objective that reads the
-//! whole batch lets them all wait. Gradients are summed in the order of the micro-batches, so the result does not depend
-//! on the number of workers. The policy with the user branch off *is* the reference.
+//! whole batch lets them all wait. Gradients are summed as they come, in the order of the micro-batches, so the result
+//! does not depend on the number of workers. The policy with the user branch off *is* the reference.
 
 use candle_core::{DType, Tensor, Var};
 
@@ -121,9 +121,12 @@ impl<'a> Stepper<'a> {
     ) -> Result<Taken> {
         let (objective, denoiser) = (self.settings.objective, self.denoiser);
         let needs = objective.needs();
-        let parts = self
-            .workers
-            .map(items, |_, item| {
+        let mut mine = BatchErrors::default();
+        let mut waiting = Vec::new();
+        let mut grads = Gradients::default();
+        let predicted = self.workers.fold(
+            items,
+            |item| {
                 let batch = micro_batch(item)?;
                 let predicted = batch.predict(denoiser, needs)?;
                 let errors = predicted.numbers(needs)?;
@@ -131,40 +134,43 @@ impl<'a> Stepper<'a> {
                     learned(item, &predicted.reference);
                 }
                 if needs.batch {
-                    return Ok(Part { errors, predicted: Some(predicted), grads: Vec::new() });
+                    return Ok((errors, Way::Waiting(predicted)));
                 }
                 // Each sample's coefficient is its own affair: no graph waits for the others.
                 let share = errors.len() as f64 / pairs as f64;
                 let coefficients = objective.loss(&errors)?.coefficients.scaled(share);
-                let grads = self.back(&predicted, &coefficients)?;
-                Ok(Part { errors, predicted: None, grads })
-            })
-            .into_iter()
-            .collect::<Result<Vec<_>>>()?;
+                Ok((errors, Way::Back(self.back(&predicted, &coefficients)?)))
+            },
+            |(errors, way)| {
+                match way {
+                    Way::Waiting(predicted) => waiting.push((mine.len(), predicted)),
+                    Way::Back(of_part) => grads.add(of_part)?,
+                }
+                mine.extend(&errors);
+                Ok(())
+            },
+        );
+        // A rank that failed must not leave the others waiting for its errors.
+        collective::agree(predicted, self.collective)?;
 
-        let mut mine = BatchErrors::default();
-        parts.iter().for_each(|part| mine.extend(&part.errors));
         let first = self.collective.rank() * mine.len();
         let errors = of_all_ranks(mine, self.collective)?;
         let loss = objective.loss(&errors)?;
         finite("the loss", loss.value, step)?;
-
-        let starts = parts.iter().scan(first, |start, part| {
-            let at = *start;
-            *start += part.errors.len();
-            Some(at)
-        });
-        let parts: Vec<(usize, Part)> = starts.collect::<Vec<_>>().into_iter().zip(parts).collect();
-        let grads = self.workers.map(&parts, |_, (start, part)| match &part.predicted {
-            Some(predicted) => self.back(predicted, &loss.coefficients.part(*start, part.errors.len())),
-            None => Ok(part.grads.clone()),
-        });
-        drop(parts);
-        let mut grads = sum_in_order(grads)?;
-        if self.collective.ranks() > 1 {
+        let waited = self.workers.fold(
+            &waiting,
+            |(start, predicted)| {
+                self.back(predicted, &loss.coefficients.part(first + start, predicted.pairs))
+            },
+            |of_part| grads.add(of_part),
+        );
+        collective::agree(waited, self.collective)?;
+        drop(waiting);
+        let Gradients(mut grads) = grads;
+        if self.collective.world_size() > 1 {
             // Variables are in the order of their names on every rank.
             for grad in grads.iter_mut().flatten() {
-                *grad = self.collective.sum_tensor(grad)?;
+                *grad = self.collective.all_reduce(grad)?;
             }
         }
         let gradient_norm = clip_gradients(&mut grads, self.settings.max_grad_norm)?;
@@ -183,12 +189,32 @@ impl<'a> Stepper<'a> {
     }
 }
 
-/// A micro-batch of which the errors are known: either its graph still waits for its coefficients, or its gradients are
-/// there.
-struct Part {
-    errors: BatchErrors,
-    predicted: Option<Predicted>,
-    grads: Vec<Option<Tensor>>,
+/// How far a micro-batch has come on its way when its errors are known.
+enum Way {
+    /// Its graph waits for coefficients that need the whole batch.
+    Waiting(Predicted),
+    /// Its gradients are there.
+    Back(Vec<Option<Tensor>>),
+}
+
+/// Sums of gradients, always added in the order of the micro-batches.
+#[derive(Default)]
+struct Gradients(Vec<Option<Tensor>>);
+
+impl Gradients {
+    fn add(&mut self, part: Vec<Option<Tensor>>) -> Result<()> {
+        if self.0.is_empty() {
+            self.0 = part;
+            return Ok(());
+        }
+        for (sum, grad) in self.0.iter_mut().zip(part) {
+            *sum = match (sum.take(), grad) {
+                (Some(sum), Some(grad)) => Some((sum + grad)?),
+                (sum, grad) => sum.or(grad),
+            };
+        }
+        Ok(())
+    }
 }
 
 /// A micro-batch after its forward pass: the graph is kept for the way back.
@@ -244,30 +270,11 @@ fn host(errors: &Tensor) -> Result<Vec<f64>> {
 
 /// The errors of the whole batch, in the order of the ranks.
 fn of_all_ranks(mine: BatchErrors, collective: &dyn Collective) -> Result<BatchErrors> {
-    let all = |numbers: &[f64]| collective::gather(numbers, collective);
+    let all = |numbers: &[f64]| collective::all_gather(numbers, collective);
     Ok(BatchErrors {
         policy_chosen: all(&mine.policy_chosen)?,
         policy_rejected: all(&mine.policy_rejected)?,
         reference_chosen: all(&mine.reference_chosen)?,
         reference_rejected: all(&mine.reference_rejected)?,
     })
-}
-
-/// Adds up the gradients of micro-batches, always in their order.
-fn sum_in_order(parts: Vec<Result<Vec<Option<Tensor>>>>) -> Result<Vec<Option<Tensor>>> {
-    let mut sums: Vec<Option<Tensor>> = Vec::new();
-    for part in parts {
-        let part = part?;
-        if sums.is_empty() {
-            sums = part;
-            continue;
-        }
-        for (sum, grad) in sums.iter_mut().zip(part) {
-            *sum = match (sum.take(), grad) {
-                (Some(sum), Some(grad)) => Some((sum + grad)?),
-                (sum, grad) => sum.or(grad),
-            };
-        }
-    }
-    Ok(sums)
 }
