@@ -71,7 +71,7 @@ pub fn run<T: Element, O: Fused>(
 ) -> TensorResult<CudaStorage> {
     let device = storages[0].0.device();
     let views = [view(storages[0])?, view(storages[1])?, view(storages[2])?];
-    let mut call = Call { device, storages, views, count: shape.elem_count(), out: None };
+    let mut call: Call<T> = Call { device, storages, views, count: shape.elem_count(), out: None };
     op.cuda(&mut call)?;
     match call.out {
         Some(out) => Ok(out),
