@@ -18,16 +18,16 @@ pub trait Collective: Send + Sync {
     /// This rank's number, from 0.
     fn rank(&self) -> usize;
 
-    /// How many ranks there are.
+    /// How many ranks there are: the world's size.
     fn world_size(&self) -> usize;
 
-    /// The sum over all ranks of each number, the same on every rank.
+    /// All-reduce: the sum over all ranks of each number, the same on every rank.
     ///
     /// # Errors
     /// Those of the network.
     fn all_reduce_numbers(&self, numbers: Vec<f64>) -> Result<Vec<f64>>;
 
-    /// The sum over all ranks of each element of a single-precision tensor, the same on every rank.
+    /// All-reduce of a single-precision tensor: the sum over all ranks of each element, the same on every rank.
     ///
     /// # Errors
     /// Those of the network and of the tensor library.
@@ -86,7 +86,7 @@ pub fn agree<T>(own: Result<T>, collective: &dyn Collective) -> Result<T> {
     Ok(own)
 }
 
-/// The numbers of all ranks, in the order of the ranks; each gives as many.
+/// All-gather: the numbers of all ranks, in the order of the ranks; each gives as many.
 ///
 /// # Errors
 /// Those of the network.

@@ -302,7 +302,7 @@ struct AttentionBackward {
 }
 
 impl AttentionBackward {
-    /// One head: `dy` starts at its first element, `d_qkv` and `d_external` too; `p` and `ds` are room for (queries, keys).
+    /// One head: `dy` starts at its first element, `d_qkv` and `d_external` too; `p` and `ds` are workspaces of (queries, keys).
     fn head(&self, b: usize, head: &Head, dy: &[f32], out: [&mut [f32]; 2], [p, ds]: [&mut [f32]; 2]) {
         let Sizes { queries, external, channels, depth } = head.sizes;
         let keys = head.sizes.keys();
@@ -340,7 +340,7 @@ impl Fused for AttentionBackward {
         let (d_qkv, d_external) = out.split_at_mut(qkv.data.len());
         let widths = (queries * 3 * channels, sizes.external * 2 * channels);
         slice::by_rows_of_two((d_qkv, d_external), widths, |first, d_qkv, d_external| {
-            let mut room = [vec![0f32; queries * sizes.keys()], vec![0f32; queries * sizes.keys()]];
+            let mut workspace = [vec![0f32; queries * sizes.keys()], vec![0f32; queries * sizes.keys()]];
             for (i, d_qkv) in d_qkv.chunks_exact_mut(widths.0).enumerate() {
                 let d_external = &mut d_external[i * widths.1..][..widths.1];
                 for h in 0..self.op.num_heads {
@@ -348,7 +348,7 @@ impl Fused for AttentionBackward {
                     let head = self.op.head(sizes, (b, h), &qkv.data, &external.data);
                     let dy = &grad.data[b * queries * channels + at..];
                     let d_external = d_external.get_mut(at..).unwrap_or_default();
-                    let [p, ds] = &mut room;
+                    let [p, ds] = &mut workspace;
                     self.head(b, &head, dy, [&mut d_qkv[at..], d_external], [p, ds]);
                 }
             }

@@ -48,8 +48,8 @@ pub enum Parameter<'p> {
     Input(usize),
     /// The operation's result.
     Output,
-    /// Numbers between two kernels.
-    Room(&'p CudaSlice<f32>),
+    /// A workspace between two kernels.
+    Workspace(&'p CudaSlice<f32>),
     /// A size that fits 32 bits.
     U32(u32),
     /// A number of elements.
@@ -110,11 +110,11 @@ impl<T: Element> Call<'_, T> {
         self.count
     }
 
-    /// Single-precision numbers between two kernels.
+    /// A single-precision workspace between two kernels.
     ///
     /// # Errors
     /// Where memory runs out.
-    pub fn room(&self, count: usize) -> TensorResult<CudaSlice<f32>> {
+    pub fn workspace(&self, count: usize) -> TensorResult<CudaSlice<f32>> {
         self.device.cuda_stream().alloc_zeros::<f32>(count).w()
     }
 
@@ -142,7 +142,7 @@ impl<T: Element> Call<'_, T> {
                     Some(out) => builder.arg(out),
                     None => candle_core::bail!("{kernel}: the result is given twice"),
                 },
-                Parameter::Room(numbers) => builder.arg(*numbers),
+                Parameter::Workspace(numbers) => builder.arg(*numbers),
                 Parameter::U32(value) => builder.arg(value),
                 Parameter::U64(value) => builder.arg(value),
                 Parameter::I32(value) => builder.arg(value),

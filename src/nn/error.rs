@@ -5,7 +5,7 @@ use multiversion::multiversion;
 
 use super::*;
 
-/// Each sample's mean squared difference over all its elements.
+/// Each sample's mean squared error (MSE) over all its elements.
 ///
 /// # Shapes
 /// `pred` and `target` (B, …); result (B).

@@ -132,8 +132,8 @@ impl Fused for Grn {
             Input(0),
             Input(1),
             Input(2),
-            Room(norms),
-            Room(means),
+            Workspace(norms),
+            Workspace(means),
             Output,
             *positions,
             *width,
@@ -183,20 +183,20 @@ impl Responses {
     fn of<T: cuda::Element>(call: &mut cuda::Call<T>, grad: Option<usize>) -> TensorResult<Self> {
         let [batch, positions, width] = [0, 1, 2].map(|axis| call.dims(0)[axis]);
         let sizes = [U32(positions as u32), U32(width as u32)];
-        let (norms, means) = (call.room(batch * width)?, call.room(2 * batch)?);
-        let products = call.room(if grad.is_some() { batch * width } else { 0 })?;
+        let (norms, means) = (call.workspace(batch * width)?, call.workspace(2 * batch)?);
+        let products = call.workspace(if grad.is_some() { batch * width } else { 0 })?;
         let grid = cuda::columns(batch, width);
         call.launch(
             "column_products",
             grid,
-            &[Input(0), Input(0), Room(&norms), sizes[0], sizes[1], I32(1)],
+            &[Input(0), Input(0), Workspace(&norms), sizes[0], sizes[1], I32(1)],
         )?;
         if let Some(grad) = grad {
-            let parameters = [Input(0), Input(grad), Room(&products), sizes[0], sizes[1], I32(0)];
+            let parameters = [Input(0), Input(grad), Workspace(&products), sizes[0], sizes[1], I32(0)];
             call.launch("column_products", grid, &parameters)?;
         }
         let (gamma, back) = (Input(grad.map_or(1, |_| 2)), I32(i32::from(grad.is_some())));
-        let parameters = [Room(&norms), Room(&products), gamma, Room(&means), sizes[1], back];
+        let parameters = [Workspace(&norms), Workspace(&products), gamma, Workspace(&means), sizes[1], back];
         call.launch("response_means", cuda::rows(batch, width), &parameters)?;
         Ok(Self { norms, products, means, sizes })
     }
@@ -235,9 +235,9 @@ impl Fused for GrnBackward {
             Input(0),
             Input(1),
             Input(2),
-            Room(norms),
-            Room(products),
-            Room(means),
+            Workspace(norms),
+            Workspace(products),
+            Workspace(means),
             Output,
             *positions,
             *width,
@@ -311,7 +311,7 @@ fn gelu_respond(y: &mut [f32], x: &[f32], gamma: &[f32], beta: &[f32]) {
     }
 }
 
-/// The gradient of one sample; `cdf` is room for as many numbers.
+/// The gradient of one sample; `cdf` is a workspace of as many numbers.
 #[multiversion(targets = "simd")]
 fn gelu_respond_backward(dx: &mut [f32], x: &[f32], dy: &[f32], gamma: &[f32], cdf: &mut [f32]) {
     let width = gamma.len();

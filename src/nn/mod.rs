@@ -13,7 +13,7 @@ use candle_core::{Shape, Tensor};
 
 use crate::error::Error;
 #[cfg(feature = "cuda")]
-use cuda::Parameter::{self, F32, I32, Input, Output, Room, U32, U64};
+use cuda::Parameter::{self, F32, I32, Input, Output, Workspace, U32, U64};
 use op::{ARGUMENTS, Argument, Fused, Gradients, wanted};
 
 mod activation;
