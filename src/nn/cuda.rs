@@ -5,11 +5,10 @@ use candle_core::cuda::cudarc::driver::{
     CudaSlice, CudaView, DeviceRepr, LaunchConfig, PushKernelArg, ValidAsZeroBits,
 };
 use candle_core::cuda::{CudaDType, WrapErr};
-use candle_core::{CudaDevice, CudaStorage, Layout, Shape};
+use candle_core::{CudaDevice, CudaStorage, Layout};
 use half::bf16;
 
-use super::TensorResult;
-use super::op::{ARGUMENTS, Fused};
+use super::{ARGUMENTS, TensorResult};
 
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
 const MODULE: &str = "ppd";
@@ -60,25 +59,23 @@ pub enum Parameter<'p> {
     F32(f32),
 }
 
-/// Runs `op` on arguments of one element type.
+/// The result, of so many elements, that `op` computes from arguments of one element type.
 ///
 /// # Errors
 /// Those of the driver, and where an argument is not contiguous.
-pub fn run<T: Element, O: Fused>(
-    op: &O,
+pub fn run<T: Element>(
     storages: [(&CudaStorage, &Layout); ARGUMENTS],
-    shape: &Shape,
+    count: usize,
+    op: impl FnOnce(&mut Call<T>) -> TensorResult<()>,
 ) -> TensorResult<CudaStorage> {
     let device = storages[0].0.device();
     let views = [view(storages[0])?, view(storages[1])?, view(storages[2])?];
-    let mut call: Call<T> = Call { device, storages, views, count: shape.elem_count(), out: None };
-    op.cuda(&mut call)?;
+    let mut call = Call { device, storages, views, count, out: None };
+    op(&mut call)?;
     match call.out {
         Some(out) => Ok(out),
         // Nothing to compute, as in an empty batch.
-        None => {
-            Ok(CudaStorage::wrap_cuda_slice(device.alloc_zeros::<T>(shape.elem_count())?, device.clone()))
-        }
+        None => Ok(CudaStorage::wrap_cuda_slice(device.alloc_zeros::<T>(count)?, device.clone())),
     }
 }
 

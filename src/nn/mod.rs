@@ -13,8 +13,8 @@ use candle_core::{Shape, Tensor};
 
 use crate::error::Error;
 #[cfg(feature = "cuda")]
-use cuda::Parameter::{self, F32, I32, Input, Output, Workspace, U32, U64};
-use op::{ARGUMENTS, Argument, Fused, Gradients, wanted};
+use cuda::Parameter::{self, F32, I32, Input, Output, U32, U64, Workspace};
+use op::{Argument, Fused, Gradients, wanted};
 
 mod activation;
 mod adamw;
@@ -69,6 +69,9 @@ impl From<Error> for candle_core::Error {
         Self::WrappedContext { wrapped: Box::new(error), context }
     }
 }
+
+/// The most arguments that a fused operation takes.
+const ARGUMENTS: usize = 3;
 
 /// The result of an operation on tensors.
 pub type TensorResult<T = Tensor> = candle_core::Result<T>;

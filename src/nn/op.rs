@@ -11,12 +11,9 @@ use std::borrow::Cow;
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor};
 use half::bf16;
 
-use super::TensorResult;
 #[cfg(feature = "cuda")]
 use super::cuda;
-
-/// The most arguments that an operation takes.
-pub const ARGUMENTS: usize = 3;
+use super::{ARGUMENTS, TensorResult};
 
 /// Gradients with respect to the arguments; none where an argument does not ask for one.
 pub type Gradients = [Option<Tensor>; ARGUMENTS];
@@ -175,10 +172,12 @@ impl<O: Fused> CustomOp3 for Custom<O> {
         c_layout: &Layout,
     ) -> TensorResult<(candle_core::CudaStorage, Shape)> {
         let shape = self.0.shape([a_layout.dims(), b_layout.dims(), c_layout.dims()])?;
-        let storages = [(a, a_layout), (b, b_layout), (c, c_layout)];
+        let (storages, count) = ([(a, a_layout), (b, b_layout), (c, c_layout)], shape.elem_count());
         let out = match &a.slice {
-            candle_core::cuda::CudaStorageSlice::BF16(_) => cuda::run::<bf16, O>(&self.0, storages, &shape)?,
-            _ => cuda::run::<f32, O>(&self.0, storages, &shape)?,
+            candle_core::cuda::CudaStorageSlice::BF16(_) => {
+                cuda::run::<bf16>(storages, count, |call| self.0.cuda(call))?
+            }
+            _ => cuda::run::<f32>(storages, count, |call| self.0.cuda(call))?,
         };
         Ok((out, shape))
     }

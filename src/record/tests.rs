@@ -63,7 +63,7 @@ fn a_packed_record_reads_as_before() {
     let plain = read();
     for name in ["rows.csv", "trace.csv"] {
         let path = folder.path().join(name);
-        let file = File::create(packed(&path)).unwrap();
+        let file = File::create(with_suffix(&path, ".gz")).unwrap();
         let mut encoder = flate2::write::GzEncoder::new(file, flate2::Compression::best());
         encoder.write_all(&std::fs::read(&path).unwrap()).unwrap();
         encoder.finish().unwrap();
