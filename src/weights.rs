@@ -23,6 +23,8 @@ use crate::error::{Error, Result, nearest};
 use crate::rng;
 use crate::units::{Digest, Seed};
 
+mod relaid;
+
 /// One open weight file; cheap to clone.
 #[derive(Clone)]
 pub struct Weights(Arc<Opened>);

@@ -23,27 +23,6 @@ const TEXT: usize = 77;
 const USER_WIDTH: usize = 3584;
 const USER_TOKENS: usize = 4;
 
-/// Stable Cascade's own numbers.
-fn config() -> Config {
-    Config {
-        in_channels: 16,
-        out_channels: 16,
-        timestep_ratio_embedding_dim: 64,
-        patch_size: 1,
-        conditioning_dim: 2048,
-        block_out_channels: vec![2048, 2048],
-        num_attention_heads: vec![32, 32],
-        down_num_layers_per_block: vec![8, 24],
-        up_num_layers_per_block: vec![24, 8],
-        clip_text_in_channels: 1280,
-        clip_text_pooled_in_channels: 1280,
-        clip_image_in_channels: 768,
-        clip_seq: 4,
-        timestep_conditioning_type: vec!["sca".into(), "crp".into()],
-        switch_level: vec![false],
-    }
-}
-
 /// Random weights of unit gain, drawn on the device.
 struct Random;
 
@@ -105,7 +84,7 @@ pub fn step(
     reps: usize,
     cached: bool,
 ) -> Result<Measured> {
-    let config = config();
+    let config = Config::stable_cascade();
     let denoiser =
         StageC::new(&config, VarBuilder::from_backend(Box::new(Random), DType::BF16, device.clone()))?;
     let trainable = Trainable::new(Seed::new(0));

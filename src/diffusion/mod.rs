@@ -4,11 +4,13 @@
 //! [`LogSnr`](crate::units::LogSnr), and everything else follows from that number. Noise always comes from the caller,
 //! so an image or a training pair owns its own. Nothing here knows a network, a user or a file.
 
+mod gdf;
 mod guidance;
 mod sampler;
 mod schedule;
 mod target;
 
+pub use gdf::{Gdf, GdfConfig};
 pub use guidance::{UnconditionalUser, guide, guide_batch};
 pub use sampler::{Sampler, SamplerConfig};
 pub use schedule::{Schedule, TimestepRange};

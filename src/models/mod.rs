@@ -3,5 +3,6 @@
 mod blocks;
 pub mod clip;
 pub mod latent_codec;
+pub mod layout;
 pub mod stage_c;
 pub mod tokenizer;

@@ -11,92 +11,15 @@ use std::num::NonZeroUsize;
 
 use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
-use serde::{Deserialize, Serialize};
 
 use super::blocks::{Linear, ResBlock, SideBySide, fan_in, norm};
 use crate::error::{Error, Result};
 pub use crate::nn::KeyValue;
 use crate::nn::{self, TensorResult};
 
-/// The numbers of a Stage C, named as in the checkpoint's `config.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Config {
-    /// Channels of the latents.
-    pub in_channels: usize,
-    /// Channels of the prediction.
-    pub out_channels: usize,
-    /// Width of the sinusoidal timestep embedding.
-    pub timestep_ratio_embedding_dim: usize,
-    /// Side of the patches that latents are gathered into.
-    pub patch_size: usize,
-    /// Width of the conditioning tokens.
-    pub conditioning_dim: usize,
-    /// Width of each level.
-    pub block_out_channels: Vec<usize>,
-    /// Attention heads of each level.
-    pub num_attention_heads: Vec<usize>,
-    /// (residual, timestep, attention) triples of each level on the way down.
-    pub down_num_layers_per_block: Vec<usize>,
-    /// The same on the way up, innermost level first.
-    pub up_num_layers_per_block: Vec<usize>,
-    /// Width of the text tokens.
-    pub clip_text_in_channels: usize,
-    /// Width of the pooled text embedding.
-    pub clip_text_pooled_in_channels: usize,
-    /// Width of the image embedding (zeros where there is no image).
-    pub clip_image_in_channels: usize,
-    /// Tokens made of one pooled embedding.
-    pub clip_seq: usize,
-    /// Names of the further scalars that modulate each timestep block; zero in all uses here.
-    pub timestep_conditioning_type: Vec<String>,
-    /// For each step between levels, whether it changes the resolution; Stage C never does.
-    pub switch_level: Vec<bool>,
-}
+mod config;
 
-impl Config {
-    /// Refuses what this implementation does not compute.
-    ///
-    /// # Errors
-    /// [`Error::Spec`] naming the field, what it may be and what it is.
-    pub fn check(&self) -> Result<()> {
-        let levels = self.block_out_channels.len();
-        let refuse = |what: String| Err(Error::Spec(format!("Stage C config: {what}")));
-        for (name, len) in [
-            ("num_attention_heads", self.num_attention_heads.len()),
-            ("down_num_layers_per_block", self.down_num_layers_per_block.len()),
-            ("up_num_layers_per_block", self.up_num_layers_per_block.len()),
-            ("switch_level", self.switch_level.len() + 1),
-        ] {
-            if len != levels || levels == 0 {
-                return refuse(format!("{name} does not fit the {levels} levels of block_out_channels"));
-            }
-        }
-        if self.switch_level.contains(&true) {
-            return refuse("switch_level must be false throughout (Stage C keeps its resolution)".into());
-        }
-        for (level, (&width, &heads)) in
-            self.block_out_channels.iter().zip(&self.num_attention_heads).enumerate()
-        {
-            if heads == 0 || width % heads != 0 {
-                return refuse(format!("level {level}: {width} channels do not divide into {heads} heads"));
-            }
-        }
-        Ok(())
-    }
-
-    /// The attention blocks in the order in which they run: (checkpoint prefix, width).
-    pub fn attention_blocks(&self) -> Vec<(String, usize)> {
-        let levels = self.block_out_channels.len();
-        let down = (0..levels).map(|l| ("down_blocks", l, l, self.down_num_layers_per_block[l]));
-        let up = (0..levels).map(|i| ("up_blocks", i, levels - 1 - i, self.up_num_layers_per_block[i]));
-        down.chain(up)
-            .flat_map(|(side, index, level, layers)| {
-                let width = self.block_out_channels[level];
-                (0..layers).map(move |layer| (format!("{side}.{index}.{}", 3 * layer + 2), width))
-            })
-            .collect()
-    }
-}
+pub use config::Config;
 
 /// Modulation by the timestep and by further scalars.
 #[derive(Debug, Clone)]
@@ -510,44 +433,4 @@ fn timestep_embedding(r: &Tensor, width: usize) -> TensorResult {
 fn timestep_frequencies(half: usize) -> Vec<f32> {
     let step = -(10_000f64.ln() / (half as f64 - 1.0)) as f32;
     (0..half).map(|i| (i as f32 * step).exp()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn attention_blocks_are_named_in_running_order() {
-        let config = Config { switch_level: vec![false], ..desk() };
-        let names: Vec<String> = config.attention_blocks().into_iter().map(|(name, _)| name).collect();
-        let expected = ["down_blocks.0.2", "down_blocks.1.2", "down_blocks.1.5"];
-        assert_eq!(names[..3], expected);
-        assert_eq!(names[3..], ["up_blocks.0.2", "up_blocks.0.5", "up_blocks.1.2"]);
-    }
-
-    #[test]
-    fn a_config_that_changes_the_resolution_is_refused() {
-        let config = Config { switch_level: vec![true], ..desk() };
-        assert!(config.check().unwrap_err().to_string().contains("switch_level"));
-    }
-
-    fn desk() -> Config {
-        Config {
-            in_channels: 16,
-            out_channels: 16,
-            timestep_ratio_embedding_dim: 64,
-            patch_size: 1,
-            conditioning_dim: 40,
-            block_out_channels: vec![32, 48],
-            num_attention_heads: vec![2, 3],
-            down_num_layers_per_block: vec![1, 2],
-            up_num_layers_per_block: vec![2, 1],
-            clip_text_in_channels: 32,
-            clip_text_pooled_in_channels: 24,
-            clip_image_in_channels: 20,
-            clip_seq: 4,
-            timestep_conditioning_type: vec!["sca".into(), "crp".into()],
-            switch_level: vec![false],
-        }
-    }
 }

@@ -3,6 +3,7 @@
 use ppd::rng::Stream;
 
 mod coverage;
+mod full_size;
 mod memory;
 
 /// 10,000 studies leave a standard error of 0.22 points.

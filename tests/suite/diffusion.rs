@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
-use ppd::diffusion::{Sampler, SamplerConfig, Schedule, Target, guide_batch};
+use ppd::diffusion::{Gdf, GdfConfig, Sampler, SamplerConfig, Schedule, Target, guide_batch};
 use ppd::nn;
 use ppd::units::{GuidanceScale, LogSnr, Timestep};
 
@@ -148,6 +148,42 @@ fn training_equals_stability_code() {
     let target = Target::Epsilon.of(&golden["x0"], &golden["epsilon"], &alphas).unwrap();
     assert_eq!(max_difference(&target, &golden["target"]), 0.0);
     assert!(numbers(&nn::squared_error(&target, &golden["target"]).unwrap()).iter().all(|&e| e == 0.0));
+}
+
+#[test]
+fn stabilitys_sampler_equals_its_own_code() {
+    let golden = golden("gdf_sampling");
+    for (run, shift, guidance_rescale) in [("plain", 1.0, 0.0), ("rescaled", 1.0, 0.7), ("shifted", 2.0, 0.0)]
+    {
+        let at = |what: &str| &golden[&format!("{run}.{what}")];
+        let config = GdfConfig { num_steps: 6, shift, guidance_rescale };
+        let sampler = Gdf::new(Schedule::default(), config).unwrap();
+        let fed: Vec<f64> = sampler.timesteps().iter().map(|t| t.get()).collect();
+        // The reference's single-precision arccosine near its ends.
+        close(&fed, &numbers(at("fed")), 1e-5, 0.0);
+        let mut latents = at("start").clone();
+        for (index, &timestep) in sampler.timesteps().iter().enumerate() {
+            // The line that the fixture's script calls a denoiser.
+            let predict = |bias: &Tensor| {
+                let bias = bias.reshape((2, 1, 1, 1)).unwrap();
+                let inside = (&latents * 0.7).unwrap().broadcast_add(&bias).unwrap();
+                (inside.tanh().unwrap() * (0.5 + timestep.get())).unwrap()
+            };
+            let (conditional, unconditional) =
+                (predict(&golden["bias"]), predict(&golden["bias"].zeros_like().unwrap()));
+            let scale = GuidanceScale::new(3.0).unwrap();
+            let pred = sampler.guide(&conditional, &unconditional, scale).unwrap();
+            latents = sampler.step(index, &latents, &pred, &at("noise").get(index).unwrap()).unwrap();
+            let expected = at("latents").get(index).unwrap();
+            let largest = numbers(&expected).into_iter().fold(1.0, |m: f64, x| m.max(x.abs()));
+            // x₀ of the first step is a hundred times the difference of two nearly equal numbers.
+            assert!(max_difference(&latents, &expected) < 3e-5 * largest, "{run} step {index}");
+        }
+    }
+    let refused = |config| Gdf::new(Schedule::default(), config).unwrap_err().to_string();
+    assert!(refused(GdfConfig { num_steps: 0, shift: 1.0, guidance_rescale: 0.0 }).contains("num_steps"));
+    assert!(refused(GdfConfig { num_steps: 1, shift: 0.0, guidance_rescale: 0.0 }).contains("shift"));
+    assert!(refused(GdfConfig { num_steps: 1, shift: 1.0, guidance_rescale: 1.5 }).contains("[0, 1]"));
 }
 
 /// The final latents of a sampler whose denoiser is exact for latents drawn from N(mean, deviation²): they are affine in

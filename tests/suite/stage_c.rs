@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor, Var};
+use ppd::models::layout;
 use ppd::models::stage_c::{Config, KeyValue, StageC};
 use ppd::weights::{Trainable, Weights};
 
@@ -63,6 +64,58 @@ fn predictions_equal_diffusers() {
         );
         assert!(difference < FORWARD, "{case}: {difference}");
     }
+}
+
+/// The same file in Stability's layout: queries, keys and values of each attention in one tensor.
+fn in_stabilitys_layout(diffusers: &Weights) -> BTreeMap<String, Tensor> {
+    let mut tensors = BTreeMap::new();
+    for name in diffusers.names() {
+        let tensor = read(diffusers, name);
+        match name.split_once(".attention.to_") {
+            None => drop(tensors.insert(name.to_owned(), tensor)),
+            Some((block, rest)) => match rest.split_once('.').unwrap() {
+                ("q", kind) => {
+                    let part = |map: &str| read(diffusers, &format!("{block}.attention.to_{map}.{kind}"));
+                    let fused = Tensor::cat(&[tensor, part("k"), part("v")], 0).unwrap();
+                    tensors.insert(format!("{block}.attention.attn.in_proj_{kind}"), fused);
+                }
+                ("out", kind) => {
+                    let kind = kind.strip_prefix("0.").unwrap();
+                    tensors.insert(format!("{block}.attention.attn.out_proj.{kind}"), tensor);
+                }
+                _ => {}
+            },
+        }
+    }
+    tensors
+}
+
+#[test]
+fn stabilitys_own_layout_is_read() {
+    let path = format!("{}/tests/fixtures/stage_c/stability_shapes.json", env!("CARGO_MANIFEST_DIR"));
+    let shapes: BTreeMap<String, Vec<usize>> =
+        serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let tensors = in_stabilitys_layout(&fixture("prior"));
+    let ours: BTreeMap<String, Vec<usize>> =
+        tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect();
+    assert_eq!(ours, shapes, "the names and shapes of the upstream model's own file");
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("stage_c.safetensors");
+    candle_core::safetensors::save(&tensors.into_iter().collect(), &path).unwrap();
+    let weights = Weights::open(&path).unwrap();
+    assert!(layout::is_stability(weights.names().into_iter()));
+    let model =
+        StageC::new(&config(), weights.builder_in(layout::stability, DType::F32, &Device::Cpu)).unwrap();
+    let golden = fixture("unet_forward");
+    let difference =
+        largest_difference(&predict(&model, &golden, "case1.", None), &read(&golden, "case1.out"));
+    assert!(difference < FORWARD, "{difference}");
+
+    let wrong =
+        StageC::new(&config(), fixture("prior").builder_in(layout::stability, DType::F32, &Device::Cpu));
+    let message = wrong.err().unwrap().to_string();
+    assert!(message.contains("in_proj_weight"), "{message}");
 }
 
 #[test]
