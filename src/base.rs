@@ -1,44 +1,21 @@
-//! A base model, opened from its files: the denoiser that is fine-tuned, its text encoder, and the image codec.
+//! A base model, opened from its files: the prior that is fine-tuned, and the image codec.
 
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use serde::{Deserialize, Serialize};
 
-use crate::diffusion::Schedule;
-use crate::error::{Error, Result};
-use crate::models::clip::{TextConfig, TextTower};
+use crate::error::Result;
 use crate::models::latent_codec::{self, LatentCodec};
-use crate::models::stage_c::{self, StageC};
-use crate::models::tokenizer::Tokenizer;
 use crate::pixels::Image;
-use crate::scenes::words;
+use crate::prior::{Prior, read_config};
 use crate::weights::Weights;
-
-/// The denoiser and its text encoder, in `config.json` beside their weights.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DenoiserConfig {
-    /// The denoiser.
-    pub prior: stage_c::Config,
-    /// Its text encoder.
-    pub text_encoder: TextConfig,
-}
 
 /// A frozen base model, ready to sample from and to be fine-tuned.
 pub struct Base {
-    /// The denoiser.
-    pub denoiser: StageC,
-    /// Its text encoder.
-    pub text: TextTower,
-    /// The text encoder's tokenizer.
-    pub tokenizer: Tokenizer,
+    /// Captions and noise to latents.
+    pub prior: Prior,
     /// Latents to pictures and back.
     pub codec: LatentCodec,
-    /// The noise schedule.
-    pub schedule: Schedule,
-    /// Where all of it is.
-    pub device: Device,
 }
 
 impl Base {
@@ -48,27 +25,7 @@ impl Base {
     /// # Errors
     /// Where a file is missing, damaged, or belongs to another config.
     pub fn open(denoiser: &Path, codec: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        let config: DenoiserConfig = config_beside(denoiser)?;
-        let open = |path: &Path, dtype| Weights::open(path).map(|weights| weights.builder(dtype, device));
-        Ok(Self {
-            denoiser: StageC::new(&config.prior, open(denoiser, dtype)?)?,
-            text: TextTower::new(
-                &config.text_encoder,
-                open(&denoiser.with_file_name("text_encoder.safetensors"), DType::F32)?,
-            )?,
-            tokenizer: Tokenizer::desk(&words())?,
-            codec: open_codec(codec, device)?,
-            device: device.clone(),
-            schedule: Schedule::default(),
-        })
-    }
-
-    /// The conditioning tokens of prompts: (B, N, D).
-    ///
-    /// # Errors
-    /// Where a prompt does not fit the text encoder.
-    pub fn conditioning_tokens(&self, prompts: &[String]) -> Result<Tensor> {
-        conditioning_tokens(&self.denoiser, &self.text, &self.tokenizer, prompts)
+        Ok(Self { prior: Prior::open_desk(denoiser, dtype, device)?, codec: open_codec(codec, device)? })
     }
 
     /// Pictures to the latents that the denoiser is trained on: (B, 16, h, w).
@@ -76,7 +33,7 @@ impl Base {
     /// # Errors
     /// Where the pictures differ in size, or the codec does not take it.
     pub fn encode(&self, pictures: &[Image]) -> Result<Tensor> {
-        self.codec.encode(&picture_tensor(pictures, &self.device)?)
+        self.codec.encode(&picture_tensor(pictures, &self.prior.device)?)
     }
 
     /// Latents to pictures.
@@ -93,32 +50,8 @@ impl Base {
 /// # Errors
 /// Where a file is missing, damaged, or belongs to another config.
 pub fn open_codec(path: &Path, device: &Device) -> Result<LatentCodec> {
-    let config: latent_codec::Config = config_beside(path)?;
+    let config: latent_codec::Config = read_config(&path.with_file_name("config.json"))?;
     LatentCodec::new(&config, Weights::open(path)?.builder(DType::F32, device))
-}
-
-fn config_beside<T: serde::de::DeserializeOwned>(weights: &Path) -> Result<T> {
-    let path = weights.with_file_name("config.json");
-    let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-    serde_json::from_str(&text)
-        .map_err(|fault| Error::weights(&path, format!("does not describe the weights beside it: {fault}")))
-}
-
-/// The conditioning tokens of prompts, (B, N, D); there is no image, so its embedding is zero.
-///
-/// # Errors
-/// Where a prompt does not fit the text encoder.
-pub fn conditioning_tokens(
-    denoiser: &StageC,
-    text: &TextTower,
-    tokenizer: &Tokenizer,
-    prompts: &[String],
-) -> Result<Tensor> {
-    let states = text.forward(&tokenizer.encode(prompts)?, true)?;
-    let last = states.hidden_states.last().expect("a tower has at least its embeddings");
-    let width = denoiser.config().clip_image_in_channels;
-    let image = Tensor::zeros((prompts.len(), 1, width), DType::F32, last.device())?;
-    denoiser.conditioning_tokens(last, &states.text_embeds.unsqueeze(1)?, &image)
 }
 
 /// Pictures as the codec takes them.

@@ -9,12 +9,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
 use crate::base::Base;
-use crate::diffusion::{Sampler, SamplerConfig, UnconditionalUser, guide_batch};
+use crate::diffusion::{Process, Sampler, SamplerConfig, UnconditionalUser};
 use crate::error::Result;
 use crate::nn::KeyValue;
 use crate::nn::workers::Workers;
 use crate::pixels::Image;
-use crate::rng::stream;
+use crate::prior::Prior;
+use crate::rng::{Stream, stream};
 use crate::scenes::SIDE;
 use crate::units::{GuidanceScale, Seed};
 
@@ -54,8 +55,9 @@ pub fn sample(
     workers: &Workers,
     done: &(dyn Fn(usize) -> bool + Sync),
 ) -> Result<Vec<Image>> {
-    let branch =
-        user.map(|(adapter, vector)| UserBranch::new(adapter, vector, sampling, &base.device)).transpose()?;
+    let (device, unconditional) = (&base.prior.device, sampling.unconditional_user);
+    let branch = user.map(|(adapter, vector)| UserBranch::new(adapter, vector, unconditional, device));
+    let branch = branch.transpose()?;
     let batches: Vec<&[Request]> = requests.chunks(BATCH).collect();
     let stopped = std::sync::atomic::AtomicBool::new(false);
     let images = workers.map(&batches, |_, batch| {
@@ -77,57 +79,146 @@ fn sample_batch(
     sampling: &Sampling,
     branch: Option<&UserBranch>,
 ) -> Result<Vec<Image>> {
-    let count = requests.len();
-    let guided = sampling.guidance_scale.get() > 1.0;
-    let mut prompts: Vec<String> = requests.iter().map(|r| r.prompt.clone()).collect();
-    if guided {
-        // [conditional; unconditional], the order of diffusers.
-        prompts.resize(2 * count, String::new());
-    }
-    let text = base.denoiser.key_values(&base.conditioning_tokens(&prompts)?)?;
-    let user = branch.map(|branch| branch.expand(count, guided)).transpose()?;
-
-    let config = base.denoiser.config();
-    let side = SIDE / base.codec.config().factor();
-    let shape = (count, config.in_channels, side, side);
-    let mut draws: Vec<_> = requests.iter().map(|r| stream(r.seed, "image noise", r.index)).collect();
-    let mut normals = || {
-        let each = config.in_channels * side * side;
-        let data: Vec<f32> = draws.iter_mut().flat_map(|draw| draw.normals(each)).collect();
-        Ok(Tensor::from_vec(data, shape, &base.device)?)
+    let Base { prior, codec } = base;
+    let prompts: Vec<String> = requests.iter().map(|r| r.prompt.clone()).collect();
+    let process = Process::Ddpm(Sampler::new(prior.schedule, sampling.sampler)?);
+    let task = Task {
+        prompts: &prompts,
+        unconditional: &Unconditional::Captions(vec![String::new(); prompts.len()]),
+        guidance_scale: sampling.guidance_scale,
+        user: branch,
     };
-    let start: Tensor = normals()?;
-    let sampler = Sampler::new(base.schedule, sampling.sampler)?;
-    let latents = sampler.sample(
-        &start,
+    let side = SIDE / codec.config().factor();
+    let mut noise = Noise::new(requests.iter().map(|r| (r.seed, r.index)), prior, (side, side));
+    let latents = sample_latents(prior, &process, &task, &noise.draw()?, |_| noise.draw(), |_, _| Ok(()))?;
+    base.decode(&latents)
+}
+
+/// What a batch of latents is to show.
+pub struct Task<'a> {
+    /// Each one's prompt.
+    pub prompts: &'a [String],
+    /// What guidance leads away from.
+    pub unconditional: &'a Unconditional,
+    /// How far; 1 is no guidance.
+    pub guidance_scale: GuidanceScale,
+    /// The user that all of them are for.
+    pub user: Option<&'a UserBranch>,
+}
+
+/// The condition of guidance's other half.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unconditional {
+    /// A caption for each image: empty, or what the image should not show (diffusers).
+    Captions(Vec<String>),
+    /// Inputs that are all zero (Stability's sampler).
+    Zeros,
+}
+
+/// Samples a batch of latents from `start` with the noise that `draw` gives each step; `seen` hears of the latents before
+/// each step and of the noise predicted in them.
+///
+/// # Shapes
+/// `start` (B, C, h, w), a prompt for each; the result has its shape.
+///
+/// # Errors
+/// Where a prompt does not fit the text encoder, the shapes do not fit, and those of `draw` and `seen`.
+pub fn sample_latents(
+    prior: &Prior,
+    process: &Process,
+    task: &Task,
+    start: &Tensor,
+    draw: impl FnMut(usize) -> Result<Tensor>,
+    mut seen: impl FnMut(&Tensor, &Tensor) -> Result<()>,
+) -> Result<Tensor> {
+    let Prior { denoiser, device, .. } = prior;
+    let guided = task.guidance_scale.get() > 1.0;
+    let count = task.prompts.len();
+    let tokens = match (guided, task.unconditional) {
+        (false, _) => prior.conditioning_tokens(task.prompts)?,
+        // [conditional; unconditional], the order of diffusers.
+        (true, Unconditional::Captions(captions)) => {
+            prior.conditioning_tokens(&[task.prompts, captions].concat())?
+        }
+        (true, Unconditional::Zeros) => {
+            let zeros = prior.zero_conditioning_tokens(count)?;
+            Tensor::cat(&[prior.conditioning_tokens(task.prompts)?, zeros], 0)?
+        }
+    };
+    let text = denoiser.key_values(&tokens)?;
+    let user = task.user.map(|branch| branch.expand(count, guided)).transpose()?;
+    process.sample(
+        start,
         |latents, timestep| {
             let noised = if guided { Tensor::cat(&[latents, latents], 0)? } else { latents.clone() };
-            let r = Tensor::full(timestep.get() as f32, noised.dim(0)?, &base.device)?;
-            let pred = base.denoiser.forward(&noised, &r, &text, user.as_deref())?;
-            if guided { guide_batch(&pred, sampling.guidance_scale) } else { Ok(pred) }
+            let r = Tensor::full(timestep.get() as f32, noised.dim(0)?, device)?;
+            let pred = denoiser.forward(&noised, &r, &text, user.as_deref())?;
+            let pred = if guided { process.guide(&pred, task.guidance_scale)? } else { pred };
+            seen(latents, &pred)?;
+            Ok(pred)
         },
-        |_| normals(),
-    )?;
-    base.decode(&latents)
+        draw,
+    )
+}
+
+/// Standard normal noise for a batch of latents, each from its own stream.
+pub struct Noise {
+    streams: Vec<Stream>,
+    /// (B, C, h, w).
+    shape: (usize, usize, usize, usize),
+    device: Device,
+}
+
+impl Noise {
+    /// The streams of (seed, index) pairs, for latents of a height and width.
+    pub fn new(
+        images: impl Iterator<Item = (Seed, u64)>,
+        prior: &Prior,
+        (height, width): (usize, usize),
+    ) -> Self {
+        let streams: Vec<Stream> = images.map(|(seed, index)| stream(seed, "image noise", index)).collect();
+        let shape = (streams.len(), prior.denoiser.config().in_channels, height, width);
+        Self { streams, shape, device: prior.device.clone() }
+    }
+
+    /// The next draw of each.
+    ///
+    /// # Errors
+    /// Where the tensor library refuses.
+    pub fn draw(&mut self) -> Result<Tensor> {
+        let (_, channels, height, width) = self.shape;
+        let each = channels * height * width;
+        let data: Vec<f32> = self.streams.iter_mut().flat_map(|stream| stream.normals(each)).collect();
+        Ok(Tensor::from_vec(data, self.shape, &self.device)?)
+    }
 }
 
 /// Images sampled at once by one worker.
 const BATCH: usize = 8;
 
 /// One user's keys and values, and those that the unconditional half gets.
-struct UserBranch {
+pub struct UserBranch {
     conditional: Vec<KeyValue>,
     unconditional: Vec<KeyValue>,
 }
 
 impl UserBranch {
-    fn new(adapter: &Adapter, vector: &[f32], sampling: &Sampling, device: &Device) -> Result<Self> {
+    /// The branch of one user of an adapter.
+    ///
+    /// # Errors
+    /// Where the vector does not fit the adapter.
+    pub fn new(
+        adapter: &Adapter,
+        vector: &[f32],
+        unconditional: UnconditionalUser,
+        device: &Device,
+    ) -> Result<Self> {
         let branch = |vector: &[f32]| {
             let vector = Tensor::from_slice(vector, (1, vector.len()), device)?;
             adapter.key_values(&adapter.tokens(&vector)?)
         };
         let conditional = branch(vector)?;
-        let unconditional = match sampling.unconditional_user {
+        let unconditional = match unconditional {
             UnconditionalUser::Keep => conditional.clone(),
             UnconditionalUser::Drop => branch(&vec![0.0; vector.len()])?,
         };

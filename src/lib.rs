@@ -35,6 +35,7 @@ pub mod base;
 pub mod checkpoint;
 pub mod data;
 pub mod image;
+pub mod prior;
 pub mod provenance;
 pub mod record;
 pub mod weights;

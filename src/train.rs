@@ -214,16 +214,16 @@ pub fn fine_tune(
         return Err(Error::Spec("no pair is left to train on; lower train.gap_filter or add pairs".into()));
     }
     let trainable = Trainable::new(seed);
-    let blocks = base.denoiser.config().attention_blocks();
-    let adapter = Adapter::new(settings.adapter, &blocks, trainable.builder(&base.device))?;
-    let mut stepper = Stepper::new(&base.denoiser, &trainable, settings.step(), workers, collective)?;
+    let blocks = base.prior.denoiser.config().attention_blocks();
+    let adapter = Adapter::new(settings.adapter, &blocks, trainable.builder(&base.prior.device))?;
+    let mut stepper = Stepper::new(&base.prior.denoiser, &trainable, settings.step(), workers, collective)?;
     let mut position = Position::default();
     if let Some(keep) = keep
         && let Some(stored) = checkpoint::load::<Position>(keep.path, keep.config)?
     {
         position = stored.position;
         trainable.load(&stored.weights)?;
-        let read = |name: &str| stored.weights.read(name, DType::F32, &base.device);
+        let read = |name: &str| stored.weights.read(name, DType::F32, &base.prior.device);
         stepper.optimiser.restore(OPTIMISER, position.trace.len(), read)?;
     }
     same_step(position.trace.len(), collective)?;
@@ -313,7 +313,7 @@ fn micro_batch(
     let (mut timesteps, mut noise, mut tokens, mut users) = (vec![], vec![], vec![], vec![]);
     for visit in visits {
         let mut draw = stream(seed, &format!("train draw {}", visit.occurrence), visit.example.pair as u64);
-        timesteps.push(settings.timesteps.draw(&base.schedule, draw.uniform()));
+        timesteps.push(settings.timesteps.draw(&base.prior.schedule, draw.uniform()));
         noise.extend(draw.normals(each));
         let captionless = draw.chance(settings.text_dropout);
         tokens.push(if captionless { pairs.empty.get(0)? } else { pairs.tokens.get(visit.example.pair)? });
@@ -325,12 +325,12 @@ fn micro_batch(
     let device = pairs.latents.device();
     let noise = twice(Tensor::from_vec(noise, (count, channels, height, width), device)?)?;
     let timesteps: Vec<_> = timesteps.iter().copied().cycle().take(images * count).collect();
-    let noised = base.schedule.add_noise(&latents, &noise, &timesteps)?;
+    let noised = base.prior.schedule.add_noise(&latents, &noise, &timesteps)?;
     let r: Vec<f32> = timesteps.iter().map(|t| t.get() as f32).collect();
     let double = |kv: Vec<KeyValue>| -> Result<Vec<KeyValue>> {
         Ok(kv.iter().map(|kv| kv.map(|t| twice(t.clone()))).collect::<candle_core::Result<_>>()?)
     };
-    let text = double(base.denoiser.key_values(&Tensor::stack(&tokens, 0)?)?)?;
+    let text = double(base.prior.denoiser.key_values(&Tensor::stack(&tokens, 0)?)?)?;
     let users = Tensor::from_vec(users, (count, settings.adapter.user_width), device)?;
     let user = double(adapter.key_values(&adapter.tokens(&users)?)?)?;
     // Stored as (first, second) image of the pair; wanted as (chosen, rejected).

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use candle_core::{D, DType, Device, Tensor};
 use ppd::adapter::{self, Adapter};
 use ppd::collective::Alone;
-use ppd::diffusion::{Sampler, SamplerConfig, Schedule, guide_batch};
+use ppd::diffusion::{Process, Sampler, SamplerConfig, Schedule, guide_batch};
 use ppd::models::stage_c::{self, KeyValue, StageC};
 use ppd::nn::workers::Workers;
 use ppd::objective::{self, dpo};
@@ -150,6 +150,7 @@ pub fn sample(inputs: &Path, threads: usize, reps: usize, num_steps: usize) -> R
     let with_zeros = |xs: Tensor| Tensor::cat(&[&xs, &xs.zeros_like()?], 0);
     let scale = GuidanceScale::new(4.0)?;
     let sampler = Sampler::new(Schedule::default(), SamplerConfig { num_steps, x0_clamp: None })?;
+    let process = Process::Ddpm(sampler);
     let part_of = |&first: &usize| -> ppd::error::Result<Tensor> {
         let size = SAMPLED_AT_ONCE.min(count - first);
         let part = |xs: &Tensor| xs.narrow(0, first, size);
@@ -160,7 +161,7 @@ pub fn sample(inputs: &Path, threads: usize, reps: usize, num_steps: usize) -> R
         )?;
         let text = exported.denoiser.key_values(&tokens)?;
         let user = adapter.key_values(&with_zeros(part(&user)?)?)?;
-        sampler.sample(
+        process.sample(
             &part(&start)?,
             |latents, timestep| {
                 let r = Tensor::full(timestep.get() as f32, 2 * size, &Device::Cpu)?;

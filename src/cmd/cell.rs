@@ -123,7 +123,7 @@ impl<'a> Laboratory<'a> {
     fn adapter(&self, cell: &Cell, key: &str, progress: &Progress) -> Result<(Adapter, Vec<Step>)> {
         let folder = self.plan.places.training(key);
         let path = folder.join(ADAPTER);
-        let blocks = self.base()?.denoiser.config().attention_blocks();
+        let blocks = self.base()?.prior.denoiser.config().attention_blocks();
         if !path.exists() {
             std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
             self.announce(Some(cell))?;
@@ -396,14 +396,14 @@ impl<'a> Laboratory<'a> {
                 let (_, channels, height, width) = latents.dims4()?;
                 let latents = latents.reshape((batch.len(), 2, channels, height, width))?;
                 let captions: Vec<String> = batch.iter().map(|pair| pair.caption.clone()).collect();
-                Ok((latents, base.conditioning_tokens(&captions)?))
+                Ok((latents, base.prior.conditioning_tokens(&captions)?))
             });
             let (latents, tokens): (Vec<_>, Vec<_>) =
                 encoded.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
             Ok(Pairs {
                 latents: Tensor::cat(&latents, 0)?,
                 tokens: Tensor::cat(&tokens, 0)?,
-                empty: base.conditioning_tokens(&[String::new()])?,
+                empty: base.prior.conditioning_tokens(&[String::new()])?,
             })
         })
     }

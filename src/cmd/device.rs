@@ -127,7 +127,7 @@ impl Compute {
         };
         let mut base = Base::open(&weights("denoiser")?, &weights("codec")?, dtype, &self.device)?;
         if let Some(layers) = profile.recomputed_layers {
-            base.denoiser = base.denoiser.recomputing(layers);
+            base.prior.denoiser = base.prior.denoiser.recomputing(layers);
         }
         Ok(base)
     }

@@ -1,5 +1,7 @@
 //! `ppd generate`: images for prompts, with or without a trained user, into a folder or onto one sheet.
 
+mod model;
+
 use std::path::{Path, PathBuf};
 
 use super::cell::{CONSTANT_USER, sampling};
@@ -19,7 +21,7 @@ use crate::units::Seed;
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
     /// What the images should show
-    #[arg(value_name = "PROMPT", required_unless_present = "prompts")]
+    #[arg(value_name = "PROMPT", required_unless_present_any = ["prompts", "model"])]
     texts: Vec<String>,
     /// Prompts from a file in PartiPrompts' columns, or `validation` for the profile's own
     #[arg(long, value_name = "FILE.tsv", conflicts_with = "texts")]
@@ -42,15 +44,18 @@ pub(super) struct Arguments {
     /// An adapter's file
     #[arg(long, value_name = "FILE.safetensors")]
     adapter: Option<PathBuf>,
-    /// The user: a reward, or a mixture such as clip=0.50+aesthetic=0.50
-    #[arg(long, default_value = "none", value_name = "USER")]
-    user: Condition,
+    /// The user: a reward, or a mixture such as clip=0.50+aesthetic=0.50; with --model, the user's coordinates with commas
+    /// between, or FILE.safetensors:NAME [default: none]
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
     /// Write every image, and `images.csv`, into this folder
     #[arg(long, value_name = "DIR", required_unless_present = "grid")]
     out: Option<PathBuf>,
     /// Write one sheet with all images over their prompts
-    #[arg(long, value_name = "FILE.png")]
+    #[arg(long, value_name = "FILE.png", conflicts_with = "model")]
     grid: Option<PathBuf>,
+    #[command(flatten)]
+    model: model::Arguments,
 }
 
 const EXAMPLES: &str = "\
@@ -58,14 +63,20 @@ Examples:
   ppd generate \"a large red star left of a small blue ring\" --grid star.png
   ppd generate --prompts validation --count 16 --grid base.png
   ppd generate --prompts validation --count 64 --out images --method ppd --user aesthetic
-  ppd generate \"a green heart\" --images 8 --grid hearts.png --set sample.guidance_scale=4";
+  ppd generate \"a green heart\" --images 8 --grid hearts.png --set sample.guidance_scale=4
+  ppd generate --model stable-cascade-prior --prompt \"a small town by the sea\" --out town";
 
 pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verdict> {
+    if let (Some(model), Some(out)) = (&arguments.model.model, &arguments.out) {
+        let adapter = arguments.adapter.as_deref().map(|file| (file, arguments.user.as_deref()));
+        return model::run(&arguments.model, model, adapter, out, global);
+    }
     let spec = Spec::load(&global.request(&arguments.study))?;
     let compute = global.compute()?;
     let base = compute.base(&spec.profile, &global.assets)?;
     let adapter = adapter(arguments, global, &spec, &base)?;
-    let user = user(arguments, &spec, adapter.as_ref())?;
+    let condition: Condition = arguments.user.as_deref().unwrap_or("none").parse()?;
+    let user = user(&condition, &spec, adapter.as_ref())?;
     let requests = requests(arguments, global, &spec)?;
 
     let progress = progress(global)?;
@@ -97,7 +108,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
                 file: format!("{i:05}.png"),
                 prompt: request.prompt.clone(),
                 noise_seed: request.seed.get(),
-                user: arguments.user.to_string(),
+                user: condition.to_string(),
             })
             .collect();
         images::write(folder, &made, &pictures)?;
@@ -108,8 +119,9 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
 
 /// The adapter that was asked for: a file, or what a method's training left in the cache.
 fn adapter(arguments: &Arguments, global: &Global, spec: &Spec, base: &Base) -> Result<Option<Adapter>> {
-    let open =
-        |path: &Path| open_adapter(path, &base.denoiser.config().attention_blocks(), &base.device).map(Some);
+    let open = |path: &Path| {
+        open_adapter(path, &base.prior.denoiser.config().attention_blocks(), &base.prior.device).map(Some)
+    };
     if let Some(path) = &arguments.adapter {
         return open(path);
     }
@@ -139,9 +151,8 @@ fn adapter(arguments: &Arguments, global: &Global, spec: &Spec, base: &Base) -> 
 }
 
 /// The vector that the adapter is told.
-fn user(arguments: &Arguments, spec: &Spec, adapter: Option<&Adapter>) -> Result<Option<Vec<f32>>> {
+fn user(condition: &Condition, spec: &Spec, adapter: Option<&Adapter>) -> Result<Option<Vec<f32>>> {
     let users = &spec.rewards.users;
-    let condition = &arguments.user;
     let Some(adapter) = adapter else {
         if condition.is_none() {
             return Ok(None);

@@ -70,7 +70,7 @@ enum Command {
     /// Train one of the desk's own models, or go on with it, and install it
     Pretrain(pretrain::Arguments),
     /// Make images for prompts, with or without a trained user
-    Generate(generate::Arguments),
+    Generate(Box<generate::Arguments>),
     /// Score images by every reward, every twin and measured statistics
     Score(score::Arguments),
     /// Make, score and show the desk's preference pairs

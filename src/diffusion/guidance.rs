@@ -43,13 +43,19 @@ pub fn guide(conditional: &Tensor, unconditional: &Tensor, scale: GuidanceScale)
 /// # Errors
 /// Where the batch is odd.
 pub fn guide_batch(pred: &Tensor, scale: GuidanceScale) -> Result<Tensor> {
+    let (conditional, unconditional) = halves(pred)?;
+    guide(&conditional, &unconditional, scale)
+}
+
+/// The conditional and the unconditional half of a guided batch.
+pub(super) fn halves(pred: &Tensor) -> Result<(Tensor, Tensor)> {
     let both = pred.dim(0)?;
     if both % 2 != 0 {
         return Err(Error::Shape(format!(
             "a guided batch holds a conditional and an unconditional half, got {both} samples"
         )));
     }
-    guide(&pred.narrow(0, 0, both / 2)?, &pred.narrow(0, both / 2, both / 2)?, scale)
+    Ok((pred.narrow(0, 0, both / 2)?, pred.narrow(0, both / 2, both / 2)?))
 }
 
 #[cfg(test)]

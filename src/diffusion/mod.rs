@@ -6,12 +6,14 @@
 
 mod gdf;
 mod guidance;
+mod process;
 mod sampler;
 mod schedule;
 mod target;
 
 pub use gdf::{Gdf, GdfConfig};
 pub use guidance::{UnconditionalUser, guide, guide_batch};
+pub use process::Process;
 pub use sampler::{Sampler, SamplerConfig};
 pub use schedule::{Schedule, TimestepRange};
 pub use target::Target;

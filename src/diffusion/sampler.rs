@@ -108,28 +108,6 @@ impl Sampler {
         let deviation = ((1.0 - alpha) * (1.0 - alpha_cumprod_next) / (1.0 - alpha_cumprod)).sqrt();
         Ok((mean + (noise * deviation)?)?)
     }
-
-    /// Runs every step: `denoise` predicts the noise at a timestep, `draw` makes the noise of step number `index`.
-    ///
-    /// # Shapes
-    /// `start` `(B, …)`, standard normal noise; the result has its shape.
-    ///
-    /// # Errors
-    /// Those of the two functions, and where their shapes do not fit.
-    pub fn sample(
-        &self,
-        start: &Tensor,
-        mut denoise: impl FnMut(&Tensor, Timestep) -> Result<Tensor>,
-        mut draw: impl FnMut(usize) -> Result<Tensor>,
-    ) -> Result<Tensor> {
-        let mut latents = start.clone();
-        for index in 0..self.num_steps() {
-            let epsilon_pred = denoise(&latents, self.timesteps[index])?;
-            let noise = if index + 1 < self.num_steps() { Some(draw(index)?) } else { None };
-            latents = self.step(index, &latents, &epsilon_pred, noise.as_ref())?;
-        }
-        Ok(latents)
-    }
 }
 
 /// `linspace(1, 0, num_steps + 1)` in single precision and torch's order of operations: the denoiser's timestep embedding

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
-use ppd::diffusion::{Gdf, GdfConfig, Sampler, SamplerConfig, Schedule, Target, guide_batch};
+use ppd::diffusion::{Gdf, GdfConfig, Process, Sampler, SamplerConfig, Schedule, Target, guide_batch};
 use ppd::nn;
 use ppd::units::{GuidanceScale, LogSnr, Timestep};
 
@@ -95,7 +95,7 @@ fn guided_sampling_equals_the_reference_pipeline() {
         [("cfg4", 5, 4.0), ("cfg1", 5, 1.0), ("cfg4_neg", 3, 4.0), ("cfg4_n2", 2, 4.0)]
     {
         let config = SamplerConfig { num_steps, x0_clamp: None };
-        let sampler = Sampler::new(Schedule::default(), config).unwrap();
+        let sampler = Process::Ddpm(Sampler::new(Schedule::default(), config).unwrap());
         let mut index = 0;
         let got = sampler
             .sample(
@@ -161,24 +161,33 @@ fn stabilitys_sampler_equals_its_own_code() {
         let fed: Vec<f64> = sampler.timesteps().iter().map(|t| t.get()).collect();
         // The reference's single-precision arccosine near its ends.
         close(&fed, &numbers(at("fed")), 1e-5, 0.0);
-        let mut latents = at("start").clone();
-        for (index, &timestep) in sampler.timesteps().iter().enumerate() {
-            // The line that the fixture's script calls a denoiser.
-            let predict = |bias: &Tensor| {
-                let bias = bias.reshape((2, 1, 1, 1)).unwrap();
-                let inside = (&latents * 0.7).unwrap().broadcast_add(&bias).unwrap();
-                (inside.tanh().unwrap() * (0.5 + timestep.get())).unwrap()
-            };
-            let (conditional, unconditional) =
-                (predict(&golden["bias"]), predict(&golden["bias"].zeros_like().unwrap()));
-            let scale = GuidanceScale::new(3.0).unwrap();
-            let pred = sampler.guide(&conditional, &unconditional, scale).unwrap();
-            latents = sampler.step(index, &latents, &pred, &at("noise").get(index).unwrap()).unwrap();
-            let expected = at("latents").get(index).unwrap();
-            let largest = numbers(&expected).into_iter().fold(1.0, |m: f64, x| m.max(x.abs()));
+        let (sampler, mut index) = (Process::Gdf(sampler), 0);
+        let close = |latents: &Tensor, expected: &Tensor, what: &str| {
+            let largest = numbers(expected).into_iter().fold(1.0, |m: f64, x| m.max(x.abs()));
             // x₀ of the first step is a hundred times the difference of two nearly equal numbers.
-            assert!(max_difference(&latents, &expected) < 3e-5 * largest, "{run} step {index}");
-        }
+            assert!(max_difference(latents, expected) < 3e-5 * largest, "{run} {what}");
+        };
+        let end = sampler
+            .sample(
+                at("start"),
+                |latents, timestep| {
+                    if index > 0 {
+                        close(latents, &at("latents").get(index - 1)?, &format!("step {index}"));
+                    }
+                    index += 1;
+                    // The line that the fixture's script calls a denoiser.
+                    let predict = |bias: &Tensor| -> candle_core::Result<Tensor> {
+                        let inside = (latents * 0.7)?.broadcast_add(&bias.reshape((2, 1, 1, 1))?)?;
+                        inside.tanh()? * (0.5 + timestep.get())
+                    };
+                    let bias = &golden["bias"];
+                    let both = Tensor::cat(&[predict(bias)?, predict(&bias.zeros_like()?)?], 0)?;
+                    sampler.guide(&both, GuidanceScale::new(3.0)?)
+                },
+                |index| Ok(at("noise").get(index)?),
+            )
+            .unwrap();
+        close(&end, &at("latents").get(5).unwrap(), "at the end");
     }
     let refused = |config| Gdf::new(Schedule::default(), config).unwrap_err().to_string();
     assert!(refused(GdfConfig { num_steps: 0, shift: 1.0, guidance_rescale: 0.0 }).contains("num_steps"));
@@ -189,7 +198,7 @@ fn stabilitys_sampler_equals_its_own_code() {
 /// The final latents of a sampler whose denoiser is exact for latents drawn from N(mean, deviation²): they are affine in
 /// the noise, so probing with one unit of each noise gives their mean and variance without chance.
 fn gaussian_moments(schedule: Schedule, num_steps: usize, mean: f64, deviation: f64) -> (f64, f64) {
-    let sampler = Sampler::new(schedule, SamplerConfig { num_steps, x0_clamp: None }).unwrap();
+    let sampler = Process::Ddpm(Sampler::new(schedule, SamplerConfig { num_steps, x0_clamp: None }).unwrap());
     let probes = num_steps + 1; // one without noise, one for the start, one for each step but the last
     let unit = |row: Option<usize>| {
         let column = (0..probes).map(|r| f64::from(u8::from(Some(r) == row))).collect::<Vec<_>>();

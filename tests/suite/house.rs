@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 6] = [
     &["error", "pixels", "progress", "rng", "stats", "units"],
     &["adapter", "diffusion", "models", "nn", "objective", "reward", "scenes"],
-    &["base", "checkpoint", "data", "image", "provenance", "record", "weights"],
+    &["base", "checkpoint", "data", "image", "prior", "provenance", "record", "weights"],
     &["collective", "evaluate", "generate", "launch", "pretrain", "spec", "train"],
     &["report"],
     &["cmd"],
@@ -31,6 +31,8 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("launch", "spec", "a launcher runs a plan's cells"),
     ("spec", "pretrain", "the desk\'s weights are checked against the manifest of their training"),
     ("base", "weights", "a base model is opened from weight files"),
+    ("base", "prior", "a base is a prior and a codec"),
+    ("prior", "weights", "a prior is opened from weight files"),
     ("checkpoint", "weights", "a checkpoint is a weight file with a position"),
     ("data", "image", "a pair holds encoded pictures"),
 ];

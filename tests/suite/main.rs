@@ -8,6 +8,7 @@ mod data;
 mod diffusion;
 mod house;
 mod objective;
+mod pipeline;
 mod ppd_step;
 mod reward;
 mod stage_c;

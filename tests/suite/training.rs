@@ -16,6 +16,7 @@ use ppd::nn::workers::Workers;
 use ppd::nn::{Decay, LearningRate, Warmup};
 use ppd::objective;
 use ppd::pixels::Image;
+use ppd::prior::Prior;
 use ppd::rng::stream;
 use ppd::scenes::words;
 use ppd::train::{Bench, Example, Keep, Pairs, ReferenceErrors, Settings, Step, Trained, fine_tune};
@@ -56,12 +57,14 @@ fn base() -> Base {
     let (codec_weights, vb) = freeze(2);
     LatentCodec::new(&codec, vb).unwrap();
     Base {
-        denoiser: StageC::new(&prior, weights.builder(DType::F32, &Device::Cpu)).unwrap(),
-        text: TextTower::new(&text, frozen(&text_weights)).unwrap(),
-        tokenizer,
+        prior: Prior {
+            denoiser: StageC::new(&prior, weights.builder(DType::F32, &Device::Cpu)).unwrap(),
+            text: TextTower::new(&text, frozen(&text_weights)).unwrap(),
+            tokenizer,
+            schedule: Schedule::default(),
+            device: Device::Cpu,
+        },
         codec: LatentCodec::new(&codec, frozen(&codec_weights)).unwrap(),
-        schedule: Schedule::default(),
-        device: Device::Cpu,
     }
 }
 
@@ -106,8 +109,8 @@ fn pairs(base: &Base, count: usize) -> Pairs {
     let captions: Vec<String> = (0..count).map(|i| requests()[i % 3].prompt.clone()).collect();
     Pairs {
         latents: Tensor::from_vec(data, (count, 2, 16, 4, 4), &Device::Cpu).unwrap(),
-        tokens: base.conditioning_tokens(&captions).unwrap(),
-        empty: base.conditioning_tokens(&[String::new()]).unwrap(),
+        tokens: base.prior.conditioning_tokens(&captions).unwrap(),
+        empty: base.prior.conditioning_tokens(&[String::new()]).unwrap(),
     }
 }
 

@@ -1,0 +1,211 @@
+//! A prior: the denoiser that is fine-tuned with its text encoder, opened from the files of any layout it comes in.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::diffusion::Schedule;
+use crate::error::{Error, Result};
+use crate::models::clip::{TextConfig, TextTower};
+use crate::models::layout;
+use crate::models::stage_c::{self, StageC};
+use crate::models::tokenizer::Tokenizer;
+use crate::scenes::words;
+use crate::weights::Weights;
+
+/// The desk's denoiser and its text encoder, in `config.json` beside their weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DenoiserConfig {
+    /// The denoiser.
+    pub prior: stage_c::Config,
+    /// Its text encoder.
+    pub text_encoder: TextConfig,
+}
+
+/// A frozen denoiser and what it is conditioned by.
+pub struct Prior {
+    /// The denoiser.
+    pub denoiser: StageC,
+    /// Its text encoder.
+    pub text: TextTower,
+    /// The text encoder's tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The noise schedule.
+    pub schedule: Schedule,
+    /// Where all of it is.
+    pub device: Device,
+}
+
+impl Prior {
+    /// Opens the desk's denoiser; `text_encoder.safetensors` and `config.json` stand beside it. The denoiser computes in
+    /// `dtype`, the text encoder in single precision.
+    ///
+    /// # Errors
+    /// Where a file is missing, damaged, or belongs to another config.
+    pub fn open_desk(denoiser: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        let config: DenoiserConfig = read_config(&denoiser.with_file_name("config.json"))?;
+        let text = Weights::open(denoiser.with_file_name("text_encoder.safetensors"))?;
+        Ok(Self {
+            denoiser: StageC::new(&config.prior, Weights::open(denoiser)?.builder(dtype, device))?,
+            text: TextTower::new(&config.text_encoder, text.builder(DType::F32, device))?,
+            tokenizer: Tokenizer::desk(&words())?,
+            schedule: Schedule::default(),
+            device: device.clone(),
+        })
+    }
+
+    /// Opens Stable Cascade's prior: a folder in diffusers' layout (`prior`, `text_encoder`, `tokenizer`), or one in which
+    /// one of Stability's `stage_c*.safetensors` stands beside `text_encoder` and `tokenizer`, or that file itself. The
+    /// denoiser computes in `dtype`, the text encoder in single precision.
+    ///
+    /// # Errors
+    /// Where a file is missing (naming those that were looked for), damaged, or belongs to another config.
+    pub fn open_repository(path: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        let (folder, file) = match path.is_file() {
+            true => (path.parent().unwrap_or(Path::new(".")), Some(path.to_path_buf())),
+            false => (path, None),
+        };
+        let denoiser = match file.map_or_else(|| weights_of_prior(folder), Ok)? {
+            file if file.parent() == Some(&folder.join("prior")) => open_diffusers(&file, dtype, device)?,
+            file => open_stability(&file, dtype, device)?,
+        };
+        let text_encoder = folder.join("text_encoder");
+        let config: TextConfig = read_config(&text_encoder.join("config.json"))?;
+        let text =
+            Weights::open(first_there(&text_encoder, &["model.safetensors", "model.bf16.safetensors"])?)?;
+        let tokenizer = open_tokenizer(&folder.join("tokenizer"), config.max_position_embeddings)?;
+        Ok(Self {
+            denoiser,
+            text: TextTower::new(&config, text.builder(DType::F32, device))?,
+            tokenizer,
+            schedule: Schedule::STABLE_CASCADE,
+            device: device.clone(),
+        })
+    }
+
+    /// The conditioning tokens of prompts, (B, N, D); there is no image, so its embedding is zero.
+    ///
+    /// # Errors
+    /// Where a prompt does not fit the text encoder.
+    pub fn conditioning_tokens(&self, prompts: &[String]) -> Result<Tensor> {
+        conditioning_tokens(&self.denoiser, &self.text, &self.tokenizer, prompts)
+    }
+
+    /// The conditioning tokens of inputs that are all zero, (B, N, D): what Stability's sampler calls unconditional.
+    ///
+    /// # Errors
+    /// Where the tensor library refuses.
+    pub fn zero_conditioning_tokens(&self, count: usize) -> Result<Tensor> {
+        let config = self.denoiser.config();
+        let zeros = |tokens: usize, width| Tensor::zeros((count, tokens, width), DType::F32, &self.device);
+        self.denoiser.conditioning_tokens(
+            &zeros(self.tokenizer.context(), config.clip_text_in_channels)?,
+            &zeros(1, config.clip_text_pooled_in_channels)?,
+            &zeros(1, config.clip_image_in_channels)?,
+        )
+    }
+}
+
+/// As [`Prior::conditioning_tokens`], of models that stand alone.
+///
+/// # Errors
+/// Where a prompt does not fit the text encoder.
+pub fn conditioning_tokens(
+    denoiser: &StageC,
+    text: &TextTower,
+    tokenizer: &Tokenizer,
+    prompts: &[String],
+) -> Result<Tensor> {
+    let states = text.forward(&tokenizer.encode(prompts)?, true)?;
+    let last = states.hidden_states.last().expect("a tower has at least its embeddings");
+    let width = denoiser.config().clip_image_in_channels;
+    let image = Tensor::zeros((prompts.len(), 1, width), DType::F32, last.device())?;
+    denoiser.conditioning_tokens(last, &states.text_embeds.unsqueeze(1)?, &image)
+}
+
+/// A `config.json`.
+///
+/// # Errors
+/// Where it cannot be read or does not fit.
+pub fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    serde_json::from_str(&text)
+        .map_err(|fault| Error::weights(path, format!("does not describe the weights beside it: {fault}")))
+}
+
+/// A tokenizer in Hugging Face's layout: `tokenizer.json`, and in `special_tokens_map.json` the token that rows are filled
+/// with.
+fn open_tokenizer(folder: &Path, context: usize) -> Result<Tokenizer> {
+    let path = folder.join("tokenizer.json");
+    let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    let tokenizer = Tokenizer::from_json(&bytes, context, 0)?;
+    let special: serde_json::Value = read_config(&folder.join("special_tokens_map.json"))?;
+    let pad = &special["pad_token"];
+    let pad = pad.as_str().or_else(|| pad["content"].as_str()).unwrap_or(END_OF_TEXT);
+    let id = tokenizer.id(pad).ok_or_else(|| {
+        Error::weights(&path, format!("has no token {pad:?}, which special_tokens_map.json fills rows with"))
+    })?;
+    Ok(tokenizer.padded_with(id))
+}
+
+/// What CLIP's text encoders fill rows with where nothing says otherwise.
+const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// The names of diffusers' weights, in the order of preference, and of Stability's.
+const DIFFUSERS: [&str; 2] =
+    ["prior/diffusion_pytorch_model.safetensors", "prior/diffusion_pytorch_model.bf16.safetensors"];
+const STABILITY: [&str; 4] = [
+    "stage_c.safetensors",
+    "stage_c_bf16.safetensors",
+    "stage_c_lite.safetensors",
+    "stage_c_lite_bf16.safetensors",
+];
+
+fn weights_of_prior(folder: &Path) -> Result<PathBuf> {
+    first_there(folder, &[DIFFUSERS.as_slice(), &STABILITY].concat())
+}
+
+/// The first of these files that is there.
+fn first_there(folder: &Path, names: &[&str]) -> Result<PathBuf> {
+    names.iter().map(|name| folder.join(name)).find(|path| path.is_file()).ok_or_else(|| {
+        Error::weights(
+            folder,
+            format!("holds none of {}: is this the folder of the model?", names.join(", ")),
+        )
+    })
+}
+
+fn open_diffusers(file: &Path, dtype: DType, device: &Device) -> Result<StageC> {
+    let config: stage_c::Config = read_config(&file.with_file_name("config.json"))?;
+    StageC::new(&config, Weights::open(file)?.builder(dtype, device))
+}
+
+/// Opens one of Stability's files, which come without a config: their width tells which model it is.
+fn open_stability(file: &Path, dtype: DType, device: &Device) -> Result<StageC> {
+    let weights = Weights::open(file)?;
+    let beside = file.with_file_name("config.json");
+    let config = if beside.is_file() {
+        read_config(&beside)?
+    } else {
+        let known = [stage_c::Config::stable_cascade(), stage_c::Config::stable_cascade_lite()];
+        let shape = weights.shape("embedding.1.weight");
+        let width = shape.as_deref().and_then(|shape| shape.first().copied());
+        known.into_iter().find(|config| Some(config.block_out_channels[0]) == width).ok_or_else(|| {
+            Error::weights(
+                file,
+                format!(
+                    "`embedding.1.weight` has shape {shape:?}, expected 2048 or 1536 rows (Stage C of 3.6 or 1 B \
+                     parameters); for another model put its config.json beside it"
+                ),
+            )
+        })?
+    };
+    let builder = match layout::is_stability(weights.names().into_iter()) {
+        true => weights.builder_in(layout::stability, dtype, device),
+        false => weights.builder(dtype, device),
+    };
+    StageC::new(&config, builder)
+}
