@@ -24,6 +24,19 @@ struct Linear;
 
 /// Multiplications below which gemm does not pack its arguments.
 const SMALL_PRODUCT: usize = 1 << 16;
+/// Up to this many rows and columns gemm cuts the sums of a product at [`WHOLE_SUM`] instead of into even parts.
+const SMALL_SIDE: usize = 64;
+/// The longest sum that gemm never cuts.
+const WHOLE_SUM: usize = 512;
+
+/// The rows that a product with `n` columns and sums of `k` terms has at least.
+///
+/// gemm treats small products in other ways, and rounds differently: with rows of zeros they become large ones, so that
+/// a row's result does not depend on how many others there are.
+fn least_rows(n: usize, k: usize) -> usize {
+    let packed = SMALL_PRODUCT.div_ceil(n * k).max(4);
+    if n <= SMALL_SIDE && k > WHOLE_SUM { packed.max(SMALL_SIDE + 1) } else { packed }
+}
 
 /// `out (rows, n) = bias + x (rows, k) · (k, n)`, one block of rows a thread.
 fn affine(out: &mut [f32], (n, k): (usize, usize), x: &[f32], w: (usize, usize, &[f32]), bias: &[f32]) {
@@ -35,8 +48,7 @@ fn affine(out: &mut [f32], (n, k): (usize, usize), x: &[f32], w: (usize, usize, 
             out.chunks_exact_mut(n).for_each(|out| out.copy_from_slice(bias));
         }
         let rhs = slice::Matrix { data, row, column };
-        // gemm treats small products another way, and rounds differently: they are padded with rows of zeros.
-        let padded_rows = SMALL_PRODUCT.div_ceil(n * k).max(4);
+        let padded_rows = least_rows(n, k);
         if rows < padded_rows {
             let mut padded_x = vec![0f32; padded_rows * k];
             padded_x[..x.len()].copy_from_slice(x);
@@ -222,6 +234,9 @@ mod tests {
             (48, 40),
             (24, 96),
             (33, 47),
+            (48, 864),
+            (64, 1025),
+            (5, 2048),
         ] {
             let (many, w, b) =
                 (var(&Device::Cpu, &[160, k], 3), var(&Device::Cpu, &[n, k], 4), var(&Device::Cpu, &[n], 5));
