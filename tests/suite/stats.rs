@@ -45,7 +45,7 @@ impl Fixture {
     }
 
     fn indices(&self, name: &str) -> Vec<u32> {
-        self.tensor(name, |bytes| i16::from_le_bytes(bytes) as u32)
+        self.tensor(name, |[index]| index.into())
     }
 }
 
