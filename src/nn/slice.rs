@@ -75,6 +75,21 @@ pub fn sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
     lanes[0]
 }
 
+/// The largest of `values`; numbers that are none are passed over.
+#[inline(always)]
+pub fn peak(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (whole, rest) = values.as_chunks::<LANES>();
+    let mut take = |values: &[f32]| {
+        for (lane, x) in lanes.iter_mut().zip(values) {
+            *lane = if *x > *lane { *x } else { *lane };
+        }
+    };
+    whole.iter().for_each(|values| take(values));
+    take(rest);
+    lanes.iter().fold(f32::NEG_INFINITY, |peak, &x| peak.max(x))
+}
+
 /// `eˣ` to about one unit in the last place, vectorisable (Cephes' polynomial).
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {

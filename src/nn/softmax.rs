@@ -30,11 +30,7 @@ impl Mask {
 
 #[inline(always)]
 fn softmax_row(row: &mut [f32]) {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    for (i, x) in row.iter().enumerate() {
-        lanes[i % 16] = if *x > lanes[i % 16] { *x } else { lanes[i % 16] };
-    }
-    let peak = lanes.iter().fold(f32::NEG_INFINITY, |a, &x| a.max(x));
+    let peak = slice::peak(row);
     row.iter_mut().for_each(|x| *x = slice::exp(*x - peak));
     let total = 1.0 / slice::sum(row.len(), |j| row[j]);
     row.iter_mut().for_each(|x| *x *= total);
