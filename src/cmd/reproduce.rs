@@ -31,8 +31,6 @@ pub(super) enum Kind {
 
 pub(super) fn run(arguments: &Arguments, global: &Global, kind: Kind) -> anyhow::Result<Verdict> {
     let spec = Spec::load(&global.request(&arguments.study))?;
-    // What cannot be rendered is refused before hours are spent on it.
-    Design::of(&spec)?;
     if kind == Kind::Sweep && spec.sweep.is_none() {
         let known = library::experiments("experiments".as_ref());
         let sweeps = known
@@ -47,6 +45,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global, kind: Kind) -> anyhow:
         .into());
     }
     let plan = spec.resolve(&global.places())?;
+    // What cannot be rendered is refused before hours are spent on it.
+    Design::of(&spec)?;
     if global.dry_run {
         return show(&plan, global);
     }

@@ -107,6 +107,7 @@ fn items(arguments: &Arguments) -> Result<Vec<Item>> {
             let listed = images::read(path)?.into_iter();
             items.extend(listed.map(|(path, entry)| Item { path, prompt: entry.prompt }));
         } else {
+            std::fs::metadata(path).map_err(Error::io("read", path))?;
             items.push(Item { path: path.clone(), prompt: prompt(arguments, path)? });
         }
     }

@@ -19,6 +19,7 @@ use rayon::prelude::*;
 use crate::error::{Error, Result};
 
 pub mod claims;
+pub mod export;
 pub mod fig3;
 pub mod fig4;
 mod from_spec;
@@ -141,8 +142,8 @@ impl Output {
         }
         for figure in &self.figures {
             let svg = figure.scene.to_svg(&figure.caption)?;
-            files.push((format!("{}.pdf", figure.name), plot::to_pdf(&svg)?));
-            files.push((format!("{}.png", figure.name), plot::to_png(&svg)?));
+            files.push((format!("{}.pdf", figure.name), export::to_pdf(&svg)?));
+            files.push((format!("{}.png", figure.name), export::to_png(&svg)?));
             files.push((format!("{}.svg", figure.name), svg.into_bytes()));
             files.push((format!("{}.csv", figure.name), figure.data.csv().into_bytes()));
         }

@@ -1,18 +1,17 @@
-//! One theme for every figure: a scene in points, drawn as SVG, PDF and PNG from the same shapes.
+//! One theme for every figure: a scene in points, drawn as SVG; `export` makes PDF and PNG of that.
 //!
 //! Figures are `\columnwidth` wide (237 pt, as in CVPR's style), in the embedded DejaVu Sans, in Okabe and Ito's
 //! colours with a distinct marker each, and every colour is opaque: what should look translucent is blended
 //! beforehand, which also keeps the PDF identical from run to run. Plotters writes whole units only, so a scene is
 //! drawn at ten units to the point.
 
-use std::sync::{Arc, Once, OnceLock};
+use std::sync::Once;
 
 use plotters::coord::Shift;
 use plotters::element::{Circle, PathElement, Polygon, Text};
 use plotters::prelude::{DrawingArea, IntoDrawingArea, SVGBackend};
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color as _, FontStyle, FontTransform, IntoFont, RGBColor, ShapeStyle, register_font};
-use svg2pdf::usvg;
 
 use crate::error::{Error, Result};
 
@@ -26,10 +25,9 @@ pub const LABEL: f64 = 7.0;
 pub const SMALL: f64 = 6.0;
 
 const UNITS_PER_POINT: f64 = 10.0;
-const PNG_PIXELS_PER_POINT: f64 = 3.0;
-const FAMILY: &str = "DejaVu Sans";
+pub(super) const FAMILY: &str = "DejaVu Sans";
 /// One face only: with two in one file, svg2pdf writes their resources in an order that changes from run to run.
-const FONT: &[u8] = include_bytes!("../../assets/fonts/DejaVuSans.ttf");
+pub(super) const FONT: &[u8] = include_bytes!("../../assets/fonts/DejaVuSans.ttf");
 /// Ascent minus descent of DejaVu Sans in em: what plotters' text measure calls the size.
 const LINE_HEIGHT: f64 = 2384.0 / 2048.0;
 /// Plotters writes a font of size s as s / 1.24.
@@ -404,120 +402,9 @@ pub fn text_width(text: &str, size: f64) -> f64 {
     font.box_size(text).map_or(0.0, |(width, _)| f64::from(width) / 1000.0 * LINE_HEIGHT * size)
 }
 
-fn parse(svg: &str) -> Result<usvg::Tree> {
-    static FONTS: OnceLock<Arc<usvg::fontdb::Database>> = OnceLock::new();
-    let fontdb = FONTS.get_or_init(|| {
-        let mut fonts = usvg::fontdb::Database::new();
-        fonts.load_font_data(FONT.to_vec());
-        fonts.set_sans_serif_family(FAMILY);
-        Arc::new(fonts)
-    });
-    let options =
-        usvg::Options { fontdb: fontdb.clone(), font_family: FAMILY.to_owned(), ..usvg::Options::default() };
-    usvg::Tree::from_str(svg, &options)
-        .map_err(|e| Error::Shape(format!("a figure's SVG cannot be read: {e}")))
-}
-
-/// The PDF of an SVG that [`Scene::to_svg`] made: vectors, with real text in the embedded font.
-///
-/// # Errors
-/// Where the SVG cannot be converted.
-pub fn to_pdf(svg: &str) -> Result<Vec<u8>> {
-    // 96 units to the inch is how `usvg` reads points; the page keeps them.
-    let page = svg2pdf::PageOptions { dpi: 96.0 };
-    let mut pdf = svg2pdf::to_pdf(&parse(svg)?, svg2pdf::ConversionOptions::default(), page)
-        .map_err(|e| Error::Shape(format!("a figure cannot be converted to PDF: {e}")))?;
-    sort_pictures(&mut pdf);
-    Ok(pdf)
-}
-
-/// Sorts the lines of every dictionary of pictures, which the converter writes in random order. No byte moves beyond
-/// its dictionary, so the file's table of offsets stays right.
-fn sort_pictures(pdf: &mut [u8]) {
-    const OPEN: &[u8] = b"/XObject <<\n";
-    let mut from = 0;
-    while let Some(start) = pdf[from..].windows(OPEN.len()).position(|bytes| bytes == OPEN) {
-        let start = from + start + OPEN.len();
-        let Some(length) = pdf[start..].windows(2).position(|bytes| bytes == b">>") else { return };
-        // The last line holds the closing brackets' indentation.
-        let length =
-            pdf[start..start + length].iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
-        let mut lines: Vec<Vec<u8>> =
-            pdf[start..start + length].split_inclusive(|&byte| byte == b'\n').map(<[u8]>::to_vec).collect();
-        lines.sort_by(|a, b| (a.len(), a).cmp(&(b.len(), b)));
-        pdf[start..start + length].copy_from_slice(&lines.concat());
-        from = start + length;
-    }
-}
-
-/// The PNG of an SVG that [`Scene::to_svg`] made, three pixels to the point (216 per inch).
-///
-/// # Errors
-/// Where the SVG cannot be drawn or encoded.
-pub fn to_png(svg: &str) -> Result<Vec<u8>> {
-    use resvg::tiny_skia::{Pixmap, Transform};
-    let tree = parse(svg)?;
-    let scale = (PNG_PIXELS_PER_POINT * 72.0 / 96.0) as f32;
-    let size = tree.size();
-    let (width, height) = ((size.width() * scale).round() as u32, (size.height() * scale).round() as u32);
-    let mut pixels = Pixmap::new(width, height)
-        .ok_or_else(|| Error::Shape(format!("a figure of {width}×{height} pixels")))?;
-    resvg::render(&tree, Transform::from_scale(scale, scale), &mut pixels.as_mut());
-    // The background is opaque, so dropping the alpha channel loses nothing.
-    let rgb: Vec<u8> = pixels.data().chunks_exact(4).flat_map(|rgba| [rgba[0], rgba[1], rgba[2]]).collect();
-    encode_png(&rgb, width, height)
-}
-
-/// Encodes RGB pixels as PNG.
-///
-/// # Errors
-/// Where the encoder refuses.
-pub fn encode_png(rgb: &[u8], width: u32, height: u32) -> Result<Vec<u8>> {
-    use image::ImageEncoder as _;
-    use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-    let mut bytes = Vec::new();
-    PngEncoder::new_with_quality(&mut bytes, CompressionType::Default, FilterType::Sub)
-        .write_image(rgb, width, height, image::ExtendedColorType::Rgb8)
-        .map_err(|e| Error::Shape(format!("a figure cannot be encoded as PNG: {e}")))?;
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn sample() -> Scene {
-        let mut scene = Scene::new(COLUMN, 60.0);
-        scene.line((10.0, 50.0), (227.0, 50.0), 0.5, Color::GREY);
-        for (index, marker) in Marker::ALL.into_iter().enumerate() {
-            let look = Look { marker, ..Look::nth(index) };
-            scene.marker((20.0 + 20.0 * index as f64, 20.0), 2.5, look);
-            scene.marker((20.0 + 20.0 * index as f64, 35.0), 2.5, look.opened());
-        }
-        scene.label(Label::new((150.0, 20.0), "β = 0.5 ± ½ × σ"));
-        scene.label(Label::new((235.0, 30.0), "up").upward());
-        scene
-    }
-
-    #[test]
-    fn all_three_formats_repeat_to_the_byte() {
-        let svg = sample().to_svg("a < b").unwrap();
-        assert!(svg.contains("width=\"237pt\"") && svg.contains("a &lt; b") && !svg.contains("opacity"));
-        let (pdf, png) = (to_pdf(&svg).unwrap(), to_png(&svg).unwrap());
-        for _ in 0..3 {
-            let again = sample().to_svg("a < b").unwrap();
-            assert_eq!(again, svg);
-            assert!(to_pdf(&again).unwrap() == pdf, "the PDF differs from run to run");
-            assert!(to_png(&again).unwrap() == png, "the PNG differs from run to run");
-        }
-        // Text that lost its font would leave a PDF without any font.
-        assert!(pdf.windows(9).any(|bytes| bytes == b"/FontFile"), "the PDF embeds no font");
-        let page = b"/MediaBox [0 0 237 60]";
-        assert!(pdf.windows(page.len()).any(|bytes| bytes == page), "the PDF page is not 237 × 60 pt");
-        let picture = image::load_from_memory(&png).unwrap().to_rgb8();
-        assert_eq!((picture.width(), picture.height()), (711, 180));
-        assert!(picture.pixels().any(|p| p.0 == [0, 114, 178]), "no Okabe-Ito blue in the PNG");
-    }
 
     #[test]
     fn text_is_measured_as_the_font_says() {

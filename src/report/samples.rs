@@ -169,7 +169,7 @@ mod tests {
             let mut recorder = Recorder::open(&folder, Default::default()).unwrap();
             for user in &method.conditions {
                 for prompt in 0..2 {
-                    let png = super::super::plot::encode_png(&[90; 3 * 4], 2, 2).unwrap();
+                    let png = super::super::export::encode_png(&[90; 3 * 4], 2, 2).unwrap();
                     let row = Row { condition: user.condition.clone(), prompt, ..Row::default() };
                     recorder.keep_image(&row, "a small red star", &png).unwrap();
                 }
@@ -202,11 +202,11 @@ mod tests {
         assert_eq!(faults(&triangle.scene), Vec::<String>::new());
         let svg = triangle.scene.to_svg("x").unwrap();
         assert_eq!(svg.matches("<image").count(), 15, "a simplex in quarters has fifteen points");
-        let grey = super::super::plot::to_png(&svg).unwrap();
+        let grey = super::super::export::to_png(&svg).unwrap();
         let drawn = crate::image::decode(&grey, "figure").unwrap();
         assert!(drawn.rgb().chunks(3).filter(|p| *p == [90; 3]).count() > 1000, "the images are there");
 
-        let pdf = || super::super::plot::to_pdf(&svg).unwrap();
+        let pdf = || super::super::export::to_pdf(&svg).unwrap();
         assert!(pdf() == pdf(), "the same figure is the same file");
 
         let picture = &study.pictures[0];

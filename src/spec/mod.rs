@@ -5,6 +5,7 @@
 //! line and the nearest known word; what is out of range, or missing on this disk, is refused before anything runs,
 //! all of it at once. What this module does not do: run anything, or print.
 
+mod check;
 pub mod claim;
 pub mod library;
 mod method;

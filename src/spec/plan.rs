@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::source::Problems;
-use super::{Conditioning, Labels, Method, Profile, Role, Spec, claim};
+use super::{Conditioning, Labels, Method, Profile, Spec};
 use crate::data::{Split, pick_a_pic, prompts};
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result};
 use crate::pretrain::{MANIFEST, Manifest};
 use crate::provenance::{Provenance, file_digest, free_bytes};
 use crate::record::{self, Header};
@@ -235,51 +235,6 @@ impl Spec {
         users.clone().cloned().chain(twins).chain(measured).chain([record::DRIFT.to_owned()]).collect()
     }
 
-    /// What does not fit together, whatever the disk holds.
-    fn check(&self, problems: &mut Problems) {
-        let study = &self.name;
-        let rewards: Vec<&str> = self.profile.rewards.iter().map(String::as_str).collect();
-        let sources: Vec<&str> = self.profile.label_sources().collect();
-        if self.rewards.users.is_empty() {
-            problems.push(format!(
-                "{study}: rewards.users is empty, expected at least one of {}",
-                rewards.join(", ")
-            ));
-        }
-        for (index, user) in self.rewards.users.iter().enumerate() {
-            if !rewards.contains(&user.as_str()) {
-                problems.push(unknown(&format!("{study}: rewards.users"), "reward", user, &rewards));
-            }
-            if self.rewards.users[..index].contains(user) {
-                problems.push(format!("{study}: rewards.users: `{user}` stands twice"));
-            }
-        }
-        if let Some(clamp) = self.sample.x0_clamp.filter(|clamp| !(clamp.is_finite() && *clamp > 0.0)) {
-            problems.push(format!("{study}: sample.x0_clamp must be a finite number above 0, got {clamp}"));
-        }
-        if self.methods.is_empty() {
-            problems.push(format!("{study}: no methods, expected at least one [[methods]]"));
-        }
-        for method in &self.methods {
-            let place = format!("{study}: methods.{}", method.name);
-            check_method(method, &place, &self.rewards.users, &rewards, &sources, problems);
-        }
-        let conditions: Vec<Vec<String>> = self
-            .methods
-            .iter()
-            .map(|method| method.conditions.iter().map(ToString::to_string).collect())
-            .collect();
-        let methods: Vec<(&str, &[String])> = self
-            .methods
-            .iter()
-            .zip(&conditions)
-            .map(|(method, conditions)| (method.name.as_str(), conditions.as_slice()))
-            .collect();
-        let scores = self.scores();
-        let scores: Vec<&str> = scores.iter().map(String::as_str).collect();
-        problems.take(claim::check(&self.claims, &methods, &scores));
-    }
-
     /// The digest of each weight and data file that the study needs.
     fn digests(&self, places: &Places, problems: &mut Problems) -> BTreeMap<String, Digest> {
         let labelled =
@@ -397,102 +352,6 @@ impl Spec {
     }
 }
 
-fn check_method(
-    method: &Method,
-    place: &str,
-    users: &[String],
-    rewards: &[&str],
-    sources: &[&str],
-    problems: &mut Problems,
-) {
-    if method.name.is_empty() || method.name.contains(['\n', '\r', '/', '\\', '"']) {
-        problems.push(format!(
-            "{place}: a method's name must not be empty, nor hold slashes, quotes or line breaks"
-        ));
-    }
-    let personal = method.conditioning == Conditioning::OneHot;
-    match (&method.objective, &method.labels) {
-        (None, None) if method.conditioning != Conditioning::None => {
-            problems.push(format!("{place}: has conditioning but no objective: nothing would train it"));
-        }
-        (None, Some(_)) => problems.push(format!("{place}: has labels but no objective")),
-        (Some(_), None) => problems.push(format!("{place}: has an objective but no labels")),
-        (Some(_), Some(_)) if method.conditioning == Conditioning::None => problems.push(format!(
-            "{place}: has an objective but conditioning `none`: without user tokens the added layers see nothing; \
-             expected `constant` or `one-hot`"
-        )),
-        _ => {}
-    }
-    if let Some(labels) = &method.labels {
-        if labels.rewards().is_empty() && *labels != Labels::Raw {
-            problems.push(format!(
-                "{place}: labels.rewards is empty, expected at least one of {}",
-                sources.join(", ")
-            ));
-        }
-        for reward in labels.rewards() {
-            if !sources.contains(&reward.as_str()) {
-                problems.push(unknown(&format!("{place}: labels.rewards"), "reward", reward, sources));
-            } else if personal && !users.contains(reward) {
-                problems.push(unknown(&format!("{place}: labels.rewards"), "user", reward, &strs(users)));
-            }
-        }
-        if personal && *labels == Labels::Raw {
-            problems.push(format!(
-                "{place}: one-hot conditioning needs labels by rewards, raw labels name no user"
-            ));
-        }
-        if method.role == Role::Specialist && labels.rewards().len() != 1 {
-            problems.push(format!("{place}: a specialist is labelled by exactly one reward"));
-        }
-    }
-    if method.conditions.is_empty() {
-        problems.push(format!(
-            "{place}: conditions is empty, expected `none` or users such as `{}`",
-            users.join(", ")
-        ));
-    }
-    for (index, condition) in method.conditions.iter().enumerate() {
-        if method.conditions[..index].contains(condition) {
-            problems.push(format!("{place}: the condition `{condition}` stands twice"));
-        }
-        if !condition.is_none() && !personal {
-            problems.push(format!(
-                "{place}: condition `{condition}`: the method takes no users, expected `none`"
-            ));
-        }
-        for (part, _) in condition.parts() {
-            if !users.contains(part) {
-                problems.push(unknown(
-                    &format!("{place}: condition `{condition}`"),
-                    "user",
-                    part,
-                    &strs(users),
-                ));
-            }
-        }
-    }
-    for reward in method.paper.keys().filter(|reward| !rewards.contains(&reward.as_str())) {
-        problems.push(unknown(&format!("{place}: paper"), "reward", reward, rewards));
-    }
-    if method.train.warmup_steps > method.train.steps {
-        problems.push(format!(
-            "{place}: warmup_steps is {}, more than the {} steps of training",
-            method.train.warmup_steps, method.train.steps
-        ));
-    }
-}
-
-fn unknown(place: &str, what: &str, name: &str, known: &[&str]) -> String {
-    let near = nearest(name, known.iter().copied());
-    let suggestion = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-    format!("{place}: unknown {what} `{name}`, expected one of {}{suggestion}", known.join(", "))
-}
-
-fn strs(names: &[String]) -> Vec<&str> {
-    names.iter().map(String::as_str).collect()
-}
-
 /// Whether a file of the profile is there, and how to get it where it is not.
 fn present(path: &Path, profile: &str) -> Result<()> {
     let metadata = std::fs::metadata(path).map_err(|fault| {
@@ -525,6 +384,9 @@ fn weights_digest(path: &Path, profile: &str) -> Result<Digest> {
 /// The digest of preference pairs: their parquet files and, beside a single file, the rewards' scores.
 fn pairs_digest(path: &Path) -> Result<Digest> {
     let mut files = pick_a_pic::shards(path, Split::Train)?;
+    for shard in &files {
+        pick_a_pic::Batches::open(shard, pick_a_pic::Columns::All)?;
+    }
     files.extend(Some(path.with_extension("scores.csv")).filter(|scores| scores.exists()));
     pick_a_pic::digest(&files)
 }

@@ -1,5 +1,6 @@
 use super::*;
 
+const PAIRS: &[u8] = include_bytes!("../../tests/fixtures/data/mirror.parquet");
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments");
 
 fn request(study: &str, set: &[&str]) -> Request {
@@ -27,13 +28,13 @@ fn places(root: &Path) -> Places {
     }
 }
 
-/// Assets of the right names: weight files without tensors, pairs of one line; the prompts are the checkout's.
+/// Assets of the right names: weight files without tensors, a few pairs; the prompts are the checkout's.
 pub(crate) fn with_assets() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     let spec = Spec::load(&request("table1", &[])).unwrap();
     let empty = safetensors::serialize(std::iter::empty::<(String, safetensors::tensor::TensorView)>(), None)
         .unwrap();
-    for (bytes, files) in [(empty.as_slice(), &spec.profile.weights), (b"x\n", &spec.profile.data)] {
+    for (bytes, files) in [(empty.as_slice(), &spec.profile.weights), (PAIRS, &spec.profile.data)] {
         for file in files.values() {
             let path = root.path().join("assets").join(file);
             let prompts = Path::new(FOLDER).join("prompts").join(path.file_name().unwrap());
@@ -142,6 +143,15 @@ fn missing_damaged_and_empty_files_are_refused_all_at_once() {
     ] {
         assert!(message.contains(part), "{message}");
     }
+}
+
+#[test]
+fn pairs_that_are_cut_short_are_refused() {
+    let root = with_assets();
+    std::fs::write(root.path().join("assets/desk/pairs.parquet"), &PAIRS[..PAIRS.len() / 2]).unwrap();
+    let message =
+        Spec::load(&request("table1", &[])).unwrap().resolve(&places(root.path())).unwrap_err().to_string();
+    assert!(message.contains("pairs.parquet: the parquet file is cut short"), "{message}");
 }
 
 #[test]

@@ -25,13 +25,13 @@ fn expect(folder: &Path, code: i32, arguments: &[&str]) -> (String, String) {
     (out, err)
 }
 
-/// A folder with files of the desk profile's names: weight files without tensors, pairs of one line, and the prompts.
+/// A folder with files of the desk profile's names: weight files without tensors, a few pairs, and the prompts.
 fn with_assets() -> tempfile::TempDir {
     let root = tempfile::tempdir().unwrap();
     let profile: toml::Table = toml::from_str(include_str!("../../experiments/profiles/desk.toml")).unwrap();
     let mut empty = 8u64.to_le_bytes().to_vec();
     empty.extend(b"{}      ");
-    for (section, bytes) in [("weights", empty.as_slice()), ("data", b"x\n")] {
+    for (section, bytes) in [("weights", empty.as_slice()), ("data", include_bytes!("../fixtures/data/mirror.parquet"))] {
         for file in profile[section].as_table().unwrap().values() {
             let path = root.path().join("assets").join(file.as_str().unwrap());
             // The prompts are the checkout's own: plans count them.
@@ -74,6 +74,7 @@ fn bad_usage_ends_with_2_and_says_what_was_meant() {
         (&["reproduce", "table1", "--set", "methods.ppd.objective.beta=0"], "above 0, got 0"),
         (&["reproduce", "table1", "--set", "sample.guidance_scale=0.9"], "at least 1"),
         (&["reproduce", "table1", "--set", "data.num_prompts=0"], "at least 1, got 0"),
+        (&["reproduce", "table1", "--set", "rewards.users=[\"clip\",\"hpps\"]"], "did you mean `hps`?"),
         (&["sweep", "table1"], "no [sweep], expected one of beta"),
         (&["reproduce", "missing.toml"], "missing.toml"),
     ] {
