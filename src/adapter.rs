@@ -5,7 +5,7 @@
 //! denoiser takes keys and values and never learns where they come from; what a user vector means (a one-hot reward, a
 //! mixture, an embedding) is no business of this module either.
 
-use candle_core::Tensor;
+use candle_core::{D, Tensor};
 use candle_nn::{Init, VarBuilder};
 use serde::{Deserialize, Serialize};
 
@@ -162,8 +162,8 @@ impl Adapter {
         let blocks = self.blocks.iter();
         Ok(blocks
             .map(|block| {
-                let both = Tensor::cat(&[&block.to_k, &block.to_v], 0)?;
-                Ok(KeyValue::new(nn::linear(tokens, &both, None)?)) // (B, num_tokens, 2C)
+                let [keys, values] = [&block.to_k, &block.to_v].map(|weight| nn::linear(tokens, weight, None));
+                Ok(KeyValue::new(Tensor::cat(&[keys?, values?], D::Minus1)?)) // (B, num_tokens, 2C)
             })
             .collect::<TensorResult<_>>()?)
     }

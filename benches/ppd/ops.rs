@@ -82,7 +82,7 @@ pub fn depthwise_conv(threads: usize, reps: usize) -> Result<Measured> {
     let (weight, bias) = (numbers(&[WIDTH, 1, 3, 3], 11)?, numbers(&[WIDTH], 12)?);
     let rows = [BATCH, SIDE, SIDE, WIDTH];
     forward_and_backward((threads, reps), json!({"input": rows, "weight": weight.dims()}), &[&rows], |xs| {
-        Ok(nn::depthwise_conv3x3(&xs[0], &weight, &bias)?)
+        Ok(nn::depthwise_conv3x3(&xs[0].flatten(1, 2)?, (SIDE, SIDE), &weight, &bias)?)
     })
 }
 

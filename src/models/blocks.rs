@@ -120,15 +120,13 @@ impl ResBlock {
         })
     }
 
-    /// (B, H, W, C) to the same.
-    pub fn forward(&self, xs: &Tensor, skip: Option<&Tensor>) -> TensorResult {
-        let (b, h, w, c) = xs.dims4()?;
-        let mut ys = norm(&nn::depthwise_conv3x3(xs, &self.depthwise, &self.depthwise_bias)?)?;
+    /// (B, N, C), the pixels of pictures of `size` (height, width), to the same.
+    pub fn forward(&self, xs: &Tensor, size: (usize, usize), skip: Option<&Tensor>) -> TensorResult {
+        let mut ys = norm(&nn::depthwise_conv3x3(xs, size, &self.depthwise, &self.depthwise_bias)?)?;
         if let Some(skip) = skip {
             ys = Tensor::cat(&[&ys, skip], D::Minus1)?;
         }
-        let ys = self.expand.forward(&ys.flatten(1, 2)?)?; // (B, N, 4C)
-        let ys = self.contract.forward(&nn::gelu_grn(&ys, &self.gamma, &self.beta)?)?;
-        xs + ys.reshape((b, h, w, c))?
+        let ys = self.expand.forward(&ys)?; // (B, N, 4C)
+        xs + self.contract.forward(&nn::gelu_grn(&ys, &self.gamma, &self.beta)?)?
     }
 }

@@ -55,6 +55,16 @@ struct Level {
     blocks: Vec<ResBlock>,
 }
 
+impl Level {
+    /// Its residual blocks in turn, (B, H, W, C) to the same.
+    fn refine(&self, xs: &Tensor) -> TensorResult {
+        let (_, height, width, _) = xs.dims4()?;
+        let flat = xs.flatten(1, 2)?;
+        let refined = self.blocks.iter().try_fold(flat, |xs, block| block.forward(&xs, (height, width), None))?;
+        refined.reshape(xs.shape())
+    }
+}
+
 /// The half that makes pictures; it can be trained anew under latents that stay as they are.
 #[derive(Debug, Clone)]
 pub struct Decoder {
@@ -98,10 +108,7 @@ impl Decoder {
     pub fn forward(&self, latents: &Tensor) -> Result<Tensor> {
         let mut xs = self.from_latents.forward(latents)?;
         for level in self.levels.iter().rev() {
-            for block in &level.blocks {
-                xs = block.forward(&xs, None)?;
-            }
-            xs = nn::depth_to_space(&level.resample.forward(&norm(&xs)?)?, 2)?;
+            xs = nn::depth_to_space(&level.resample.forward(&norm(&level.refine(&xs)?)?)?, 2)?;
         }
         Ok(xs)
     }
@@ -167,10 +174,7 @@ impl LatentCodec {
     pub fn encode_raw(&self, pictures: &Tensor) -> Result<Tensor> {
         let mut xs = pictures.clone();
         for level in &self.encoder {
-            xs = level.resample.forward(&nn::space_to_depth(&xs, 2)?)?;
-            for block in &level.blocks {
-                xs = block.forward(&xs, None)?;
-            }
+            xs = level.refine(&level.resample.forward(&nn::space_to_depth(&xs, 2)?)?)?;
         }
         Ok(self.to_latents.forward(&norm(&xs)?)?)
     }

@@ -41,13 +41,13 @@ impl TimestepBlock {
     }
 
     fn forward(&self, xs: &Tensor, embeddings: &[Tensor]) -> TensorResult {
-        let (b, h, w, c) = xs.dims4()?;
+        let (_, _, c) = xs.dims3()?;
         let mut sum = self.mappers[0].forward(&embeddings[0])?;
         for (mapper, embedding) in self.mappers.iter().zip(embeddings).skip(1) {
             sum = (sum + mapper.forward(embedding)?)?;
         }
         let (scale, shift) = (sum.narrow(1, 0, c)?, sum.narrow(1, c, c)?);
-        nn::modulate(&xs.flatten(1, 2)?, &scale, &shift)?.reshape((b, h, w, c))
+        nn::modulate(xs, &scale, &shift)
     }
 }
 
@@ -85,10 +85,8 @@ impl AttnBlock {
     }
 
     fn forward(&self, xs: &Tensor, text: &KeyValue, user: Option<&KeyValue>) -> TensorResult {
-        let shape = xs.dims4()?;
-        let qkv = self.to_qkv.forward(&norm(xs)?.flatten(1, 2)?)?; // (B, N, 3C)
-        let mixed = nn::decoupled_attention(&qkv, text, user, self.num_heads)?;
-        xs + self.to_out.forward(&mixed)?.reshape(shape)?
+        let qkv = self.to_qkv.forward(&norm(xs)?)?; // (B, N, 3C)
+        xs + self.to_out.forward(&nn::decoupled_attention(&qkv, text, user, self.num_heads)?)?
     }
 }
 
@@ -302,10 +300,12 @@ impl StageC {
                 )));
             }
         }
-        let width = self.config.timestep_ratio_embedding_dim;
+        let xs = pixel_unshuffle_to_nhwc(&noised.to_dtype(self.dtype())?, self.config.patch_size)?;
+        let (batch, height, width, _) = xs.dims4()?;
+        let embedding = self.config.timestep_ratio_embedding_dim;
         let embeddings = std::iter::once(timestep)
             .chain(scalars)
-            .map(|t| timestep_embedding(t, width)?.to_dtype(self.dtype()))
+            .map(|t| timestep_embedding(t, embedding)?.to_dtype(self.dtype()))
             .collect::<TensorResult<Vec<_>>>()?;
         let mut done = 0;
         let mut run = |xs: Tensor, layers: &[Layer], skip: Option<&Tensor>| -> TensorResult {
@@ -313,17 +313,17 @@ impl StageC {
             done = blocks.end;
             let (text, user) = (&text[blocks.clone()], user.map(|user| &user[blocks]));
             let (Some(user), Some(each)) = (user, self.recomputed) else {
-                return run_layers(&xs, layers, skip, &embeddings, text, user);
+                return run_layers(&xs, (height, width), layers, skip, &embeddings, text, user);
             };
             let each = each.get();
             let parts = layers.chunks(each).zip(text.chunks(each)).zip(user.chunks(each)).enumerate();
             parts.into_iter().try_fold(xs, |xs, (i, ((layers, text), user))| {
-                run_again(&xs, layers, skip.filter(|_| i == 0), &embeddings, text, user)
+                run_again(&xs, (height, width), layers, skip.filter(|_| i == 0), &embeddings, text, user)
             })
         };
 
-        let xs = pixel_unshuffle_to_nhwc(&noised.to_dtype(self.dtype())?, self.config.patch_size)?;
-        let mut xs = norm(&self.embedding.forward(&xs)?)?; // (B, h, w, C)
+        // (B, N, C) from here to the head: no level changes the picture's size.
+        let mut xs = norm(&self.embedding.forward(&xs.flatten(1, 2)?)?)?;
         let mut outputs = Vec::with_capacity(self.down.len());
         for level in &self.down {
             if let Some(scaler) = &level.scaler {
@@ -339,14 +339,15 @@ impl StageC {
                 xs = scaler.forward(&norm(&xs)?)?;
             }
         }
-        let xs = self.head.forward(&norm(&xs)?)?;
+        let xs = self.head.forward(&norm(&xs)?)?.reshape((batch, height, width, ()))?;
         Ok(pixel_shuffle_to_nchw(&xs, self.config.patch_size)?.to_dtype(noised.dtype())?)
     }
 }
 
-/// The layers of a level in turn; `skip` goes into the first.
+/// The layers of a level in turn, over pictures of `size`; `skip` goes into the first.
 fn run_layers(
     xs: &Tensor,
+    size: (usize, usize),
     layers: &[Layer],
     skip: Option<&Tensor>,
     embeddings: &[Tensor],
@@ -355,7 +356,7 @@ fn run_layers(
 ) -> TensorResult {
     let mut xs = xs.clone();
     for (i, layer) in layers.iter().enumerate() {
-        xs = layer.residual.forward(&xs, skip.filter(|_| i == 0))?;
+        xs = layer.residual.forward(&xs, size, skip.filter(|_| i == 0))?;
         xs = layer.timestep.forward(&xs, embeddings)?;
         xs = layer.attention.forward(&xs, &text[i], user.map(|user| &user[i]))?;
     }
@@ -366,6 +367,7 @@ fn run_layers(
 /// and values of the users go in as one tensor.
 fn run_again(
     xs: &Tensor,
+    size: (usize, usize),
     layers: &[Layer],
     skip: Option<&Tensor>,
     embeddings: &[Tensor],
@@ -382,7 +384,7 @@ fn run_again(
             .map(|i| Ok(KeyValue::new(users.narrow(2, i * width, width)?)))
             .collect::<TensorResult<Vec<_>>>()?;
         let skip = Some(skip).filter(|skip| skip.elem_count() > 0);
-        run_layers(xs, &layers, skip, &embeddings, &text, Some(&user))
+        run_layers(xs, size, &layers, skip, &embeddings, &text, Some(&user))
     })
 }
 

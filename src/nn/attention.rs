@@ -280,13 +280,13 @@ impl Fused for Attention {
         _: &Tensor,
         grad: &Tensor,
     ) -> TensorResult<Gradients> {
-        let of_external = external.track_op();
-        if !qkv.track_op() && !of_external {
+        let (of_own, of_external) = (qkv.track_op(), external.track_op());
+        if !of_own && !of_external {
             return Ok([None, None, None]);
         }
-        let op = AttentionBackward { op: self.clone(), of_external };
+        let op = AttentionBackward { op: self.clone(), of_own, of_external };
         let both = op::backward(op, &[qkv, external, grad])?; // all of qkv's, then all of the external ones
-        let own = qkv.elem_count();
+        let own = if of_own { qkv.elem_count() } else { 0 };
         Ok([
             wanted(qkv, || both.narrow(0, 0, own)?.reshape(qkv.shape()))?,
             wanted(external, || both.narrow(0, own, external.elem_count())?.reshape(external.shape()))?,
@@ -295,9 +295,12 @@ impl Fused for Attention {
     }
 }
 
-/// (qkv, external, dy) to the gradients of the first two, one after the other. The weights are made again.
+/// (qkv, external, dy) to the gradients of the first two, one after the other, those that are asked for. The weights are
+/// made again.
 struct AttentionBackward {
     op: Attention,
+    /// Whether the positions' own queries, keys and values want a gradient: before the first user branch nothing trains.
+    of_own: bool,
     of_external: bool,
 }
 
@@ -311,12 +314,16 @@ impl AttentionBackward {
         self.op.weights(b, head, p);
         head.products(dy, 1, 1.0, ds);
         softmax_backward(ds, p, self.op.groups(head.sizes), 1.0 / (depth as f32).sqrt());
-        head.mix(ds, 0, d_qkv, 3 * channels);
+        if self.of_own {
+            head.mix(ds, 0, d_qkv, 3 * channels);
+        }
         // Keys get dsᵀ Q, values pᵀ dy: the positions' own, and of the external tokens those that train.
         for (part, (weights, rhs)) in [(&*ds, head.query()), (&*p, dy)].into_iter().enumerate() {
             let columns = |from: usize| slice::Matrix { data: &weights[from..], row: 1, column: keys };
-            let own = &mut d_qkv[(1 + part) * channels..];
-            slice::gemm((queries, depth, queries), own, 3 * channels, false, 1.0, columns(0), rhs);
+            if self.of_own {
+                let own = &mut d_qkv[(1 + part) * channels..];
+                slice::gemm((queries, depth, queries), own, 3 * channels, false, 1.0, columns(0), rhs);
+            }
             if self.of_external && self.op.frozen < external {
                 let frozen = self.op.frozen;
                 let other = &mut d_external[frozen * 2 * channels + part * channels..];
@@ -331,25 +338,33 @@ impl Fused for AttentionBackward {
     const NAME: &'static str = "attention-backward";
 
     fn shape(&self, [qkv, external, _]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
-        Ok((qkv.iter().product::<usize>() + external.iter().product::<usize>()).into())
+        let count = |of: bool, dims: &[usize]| if of { dims.iter().product::<usize>() } else { 0 };
+        Ok((count(self.of_own, qkv) + count(self.of_external, external)).into())
     }
 
     fn cpu(&self, [qkv, external, grad]: [Argument; ARGUMENTS], out: &mut [f32]) {
         let sizes = self.op.sizes(qkv.dims, external.dims);
         let Sizes { queries, channels, depth, .. } = sizes;
-        let (d_qkv, d_external) = out.split_at_mut(qkv.data.len());
-        let widths = (queries * 3 * channels, sizes.external * 2 * channels);
-        slice::by_rows_of_two((d_qkv, d_external), widths, |first, d_qkv, d_external| {
+        let width = |of: bool, width: usize| if of { width } else { 0 };
+        let widths = (
+            width(self.of_own, queries * 3 * channels),
+            width(self.of_external, sizes.external * 2 * channels),
+        );
+        let batch = qkv.dims[0];
+        let (d_qkv, d_external) = out.split_at_mut(batch * widths.0);
+        slice::by_rows_of_two(batch, (d_qkv, d_external), widths, |samples, d_qkv, d_external| {
             let mut workspace = [vec![0f32; queries * sizes.keys()], vec![0f32; queries * sizes.keys()]];
-            for (i, d_qkv) in d_qkv.chunks_exact_mut(widths.0).enumerate() {
+            for (i, b) in samples.enumerate() {
+                let d_qkv = &mut d_qkv[i * widths.0..][..widths.0];
                 let d_external = &mut d_external[i * widths.1..][..widths.1];
                 for h in 0..self.op.num_heads {
-                    let (b, at) = (first + i, h * depth);
+                    let at = h * depth;
                     let head = self.op.head(sizes, (b, h), &qkv.data, &external.data);
                     let dy = &grad.data[b * queries * channels + at..];
-                    let d_external = d_external.get_mut(at..).unwrap_or_default();
+                    let own = d_qkv.get_mut(at..).unwrap_or_default();
+                    let other = d_external.get_mut(at..).unwrap_or_default();
                     let [p, ds] = &mut workspace;
-                    self.head(b, &head, dy, [&mut d_qkv[at..], d_external], [p, ds]);
+                    self.head(b, &head, dy, [own, other], [p, ds]);
                 }
             }
         });
@@ -397,6 +412,9 @@ mod tests {
                     let frozen = key_value(&text.detach());
                     let ours = decoupled_attention(&qkv, &frozen, Some(&key_value(&user)), 3).unwrap();
                     same(&ours, &theirs, &[&qkv, &user], 3e-6);
+                    // Nor do frozen positions.
+                    let ours = decoupled_attention(&qkv.detach(), &frozen, Some(&key_value(&user)), 3);
+                    same(&ours.unwrap(), &theirs, &[&user], 3e-6);
                 }
             }
         });

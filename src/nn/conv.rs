@@ -1,4 +1,6 @@
 //! Convolutions over channels-last pictures: depthwise 3×3, and the rearrangements that make patches of pixels.
+//!
+//! Inside a model a picture is the row of its pixels, (B, N, C) with N = H·W, as attention and linear maps take it.
 
 use multiversion::multiversion;
 
@@ -7,15 +9,22 @@ use super::*;
 /// A depthwise 3×3 convolution with zero padding and stride 1.
 ///
 /// # Shapes
-/// `xs` (B, H, W, C), `weight` (C, 1, 3, 3) as torch stores it, `bias` (C); result (B, H, W, C).
+/// `xs` (B, N, C), row by row the pixels of pictures of `size` (H, W); `weight` (C, 1, 3, 3) as torch stores it, `bias`
+/// (C); result (B, N, C).
 ///
 /// # Errors
 /// Where the shapes do not fit.
-pub fn depthwise_conv3x3(xs: &Tensor, weight: &Tensor, bias: &Tensor) -> TensorResult {
-    op::apply(Depthwise, &[xs, weight, bias])
+pub fn depthwise_conv3x3(
+    xs: &Tensor,
+    size: (usize, usize),
+    weight: &Tensor,
+    bias: &Tensor,
+) -> TensorResult {
+    op::apply(Depthwise(size), &[xs, weight, bias])
 }
 
-struct Depthwise;
+/// Height and width of the pictures.
+struct Depthwise((usize, usize));
 
 /// For each output pixel, calls `body(output, input)` with the offsets of one tap's pixels, row by row.
 #[inline(always)]
@@ -95,31 +104,43 @@ impl Fused for Depthwise {
     const KERNEL: bool = true;
 
     fn shape(&self, [xs, weight, bias]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        let (height, width) = self.0;
         match xs {
-            [_, _, _, channels] if weight == [*channels, 1, 3, 3] && bias == [*channels] => Ok(xs.into()),
-            _ => candle_core::bail!("depthwise-conv3x3: input {xs:?}, weight {weight:?}, bias {bias:?}"),
+            [_, count, channels]
+                if *count == height * width && weight == [*channels, 1, 3, 3] && bias == [*channels] =>
+            {
+                Ok(xs.into())
+            }
+            _ => candle_core::bail!(
+                "depthwise-conv3x3: input {xs:?} of pictures {height}×{width}, weight {weight:?}, bias {bias:?}"
+            ),
         }
     }
 
-    fn cpu(&self, [xs, weight, bias]: [Argument; ARGUMENTS], out: &mut [f32]) {
-        let Picture { size, channels, sample } = Picture::of(xs.dims);
+    fn start(&self, [_, _, bias]: &[Argument; ARGUMENTS], count: usize) -> Vec<f32> {
+        op::biased(&bias.data, count)
+    }
+
+    fn cpu(&self, [xs, weight, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let (channels, sample) = (xs.dims[2], xs.dims[1] * xs.dims[2]);
         let w = by_tap(&weight.data, channels);
         slice::by_rows(out, sample, |first, out| {
             for (y, x) in out.chunks_exact_mut(sample).zip(xs.data[first * sample..].chunks_exact(sample)) {
-                y.chunks_exact_mut(channels).for_each(|y| y.copy_from_slice(&bias.data));
-                forward(y, size, x, &w);
+                forward(y, self.0, x, &w);
             }
         });
     }
 
     #[cfg(feature = "cuda")]
     fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
-        convolve(call, Input(2), false)
+        convolve(call, self.0, Input(2), false)
     }
 
     fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
         let (xs, weight, bias) = (arguments[0], arguments[1], arguments[2]);
-        let (_, height, width, channels) = xs.dims4()?;
+        let (height, width) = self.0;
+        let (batch, count, channels) = xs.dims3()?;
+        let xs = xs.reshape((batch, height, width, channels))?;
         let padded = xs.pad_with_zeros(1, 1, 1)?.pad_with_zeros(2, 1, 1)?;
         let taps = weight.reshape((channels, 9))?.t()?.contiguous()?; // (9, C)
         let mut sum = xs.zeros_like()?.broadcast_add(bias)?;
@@ -127,7 +148,7 @@ impl Fused for Depthwise {
             let shifted = padded.narrow(1, tap / 3, height)?.narrow(2, tap % 3, width)?;
             sum = (sum + shifted.broadcast_mul(&taps.get(tap)?)?)?;
         }
-        Ok(sum)
+        sum.reshape((batch, count, channels))
     }
 
     fn gradients(
@@ -137,33 +158,22 @@ impl Fused for Depthwise {
         grad: &Tensor,
     ) -> TensorResult<Gradients> {
         Ok([
-            wanted(xs, || op::backward(DepthwiseInput, &[grad, weight]))?,
-            wanted(weight, || op::backward(DepthwiseWeight, &[grad, xs]))?,
+            wanted(xs, || op::backward(DepthwiseInput(self.0), &[grad, weight]))?,
+            wanted(weight, || op::backward(DepthwiseWeight(self.0), &[grad, xs]))?,
             wanted(bias, || op::backward(super::linear::ColumnSums, &[grad]))?,
         ])
     }
 }
 
-/// The axes of channels-last pictures.
-struct Picture {
-    /// Height and width.
-    size: (usize, usize),
-    channels: usize,
-    /// Elements of one picture.
-    sample: usize,
-}
-
-impl Picture {
-    fn of(dims: &[usize]) -> Self {
-        let (height, width, channels) = (dims[1], dims[2], dims[3]);
-        Self { size: (height, width), channels, sample: height * width * channels }
-    }
-}
-
 /// Pictures and weight are the first two arguments; `back` mirrors the taps and leaves the bias out.
 #[cfg(feature = "cuda")]
-fn convolve<T: cuda::Element>(call: &mut cuda::Call<T>, bias: Parameter, back: bool) -> TensorResult<()> {
-    let [height, width, channels] = [1, 2, 3].map(|axis| U32(call.dims(0)[axis] as u32));
+fn convolve<T: cuda::Element>(
+    call: &mut cuda::Call<T>,
+    (height, width): (usize, usize),
+    bias: Parameter,
+    back: bool,
+) -> TensorResult<()> {
+    let [height, width, channels] = [height, width, call.width(0)].map(|size| U32(size as u32));
     let count = call.count();
     let parameters =
         [Input(0), Input(1), bias, Output, height, width, channels, I32(i32::from(back)), U64(count as u64)];
@@ -171,7 +181,7 @@ fn convolve<T: cuda::Element>(call: &mut cuda::Call<T>, bias: Parameter, back: b
 }
 
 /// (dy, weight) to dx.
-struct DepthwiseInput;
+struct DepthwiseInput((usize, usize));
 
 impl Fused for DepthwiseInput {
     const NAME: &'static str = "depthwise-input";
@@ -182,48 +192,50 @@ impl Fused for DepthwiseInput {
     }
 
     fn cpu(&self, [dy, weight, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
-        let Picture { size, channels, sample } = Picture::of(dy.dims);
+        let (channels, sample) = (dy.dims[2], dy.dims[1] * dy.dims[2]);
         let w = by_tap(&weight.data, channels);
         slice::by_rows(out, sample, |first, dx| {
             for (dx, dy) in dx.chunks_exact_mut(sample).zip(dy.data[first * sample..].chunks_exact(sample)) {
-                backward(dx, size, dy, &w);
+                backward(dx, self.0, dy, &w);
             }
         });
     }
 
     #[cfg(feature = "cuda")]
     fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
-        convolve(call, Input(2), true)
+        convolve(call, self.0, Input(2), true)
     }
 }
 
 /// (dy, x) to the weight's gradient.
-struct DepthwiseWeight;
+struct DepthwiseWeight((usize, usize));
 
 impl Fused for DepthwiseWeight {
     const NAME: &'static str = "depthwise-weight";
 
     fn shape(&self, [dy, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
-        Ok((dy[3], 1, 3, 3).into())
+        Ok((dy[2], 1, 3, 3).into())
     }
 
     fn cpu(&self, [dy, xs, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
         counting::weight_gradient();
-        let Picture { size, channels, sample } = Picture::of(dy.dims);
+        let (channels, sample) = (dy.dims[2], dy.dims[1] * dy.dims[2]);
         let mut rows = vec![0f32; 9 * channels];
         for (x, dy) in xs.data.chunks_exact(sample).zip(dy.data.chunks_exact(sample)) {
-            weight_gradient(&mut rows, size, x, dy);
+            weight_gradient(&mut rows, self.0, x, dy);
         }
         out.iter_mut().enumerate().for_each(|(i, dw)| *dw = rows[(i % 9) * channels + i / 9]);
     }
 
     fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
         counting::weight_gradient();
-        let (dy, xs) = (arguments[0], arguments[1]);
-        let (_, height, width, channels) = xs.dims4()?;
+        let (height, width) = self.0;
+        let (batch, _, channels) = arguments[0].dims3()?;
+        let picture = |xs: &Tensor| xs.reshape((batch, height, width, channels));
+        let (dy, xs) = (picture(arguments[0])?, picture(arguments[1])?);
         let padded = xs.pad_with_zeros(1, 1, 1)?.pad_with_zeros(2, 1, 1)?;
         let taps = (0..9)
-            .map(|tap| (padded.narrow(1, tap / 3, height)?.narrow(2, tap % 3, width)? * dy)?.sum((0, 1, 2)));
+            .map(|tap| (padded.narrow(1, tap / 3, height)?.narrow(2, tap % 3, width)? * &dy)?.sum((0, 1, 2)));
         Tensor::stack(&taps.collect::<TensorResult<Vec<_>>>()?, 1)?.reshape((channels, 1, 3, 3))
     }
 }
@@ -286,17 +298,20 @@ mod tests {
     fn depthwise_equals_candles_grouped_convolution() {
         on_each_device(|device| {
             let (xs, k, b) =
-                (var(device, &[2, 5, 6, 8], 0), var(device, &[8, 1, 3, 3], 1), var(device, &[8], 2));
-            let ours = depthwise_conv3x3(&xs, &k, &b).unwrap();
-            let nchw = xs.permute((0, 3, 1, 2)).unwrap().contiguous().unwrap();
+                (var(device, &[2, 30, 8], 0), var(device, &[8, 1, 3, 3], 1), var(device, &[8], 2));
+            let ours = depthwise_conv3x3(&xs, (5, 6), &k, &b).unwrap();
+            let nchw = xs.reshape((2, 5, 6, 8)).unwrap().permute((0, 3, 1, 2)).unwrap().contiguous().unwrap();
             let theirs = nchw
                 .conv2d(&k, 1, 1, 1, 8)
                 .unwrap()
                 .permute((0, 2, 3, 1))
                 .unwrap()
                 .broadcast_add(&b)
+                .unwrap()
+                .flatten(1, 2)
                 .unwrap();
-            same(&ours, &theirs.contiguous().unwrap(), &[&xs, &k, &b], 3e-6);
+            same(&ours, &theirs, &[&xs, &k, &b], 3e-6);
+            assert!(depthwise_conv3x3(&xs, (5, 5), &k, &b).is_err(), "a picture of another size");
         });
     }
 
@@ -318,8 +333,8 @@ mod tests {
     fn depthwise_computes_in_half_precision() {
         on_each_device(|device| {
             let (xs, k, b) =
-                (var(device, &[2, 5, 6, 24], 0), var(device, &[24, 1, 3, 3], 1), var(device, &[24], 2));
-            same_in_half(&[&xs, &k, &b], |xs| depthwise_conv3x3(&xs[0], &xs[1], &xs[2]));
+                (var(device, &[2, 30, 24], 0), var(device, &[24, 1, 3, 3], 1), var(device, &[24], 2));
+            same_in_half(&[&xs, &k, &b], |xs| depthwise_conv3x3(&xs[0], (5, 6), &xs[1], &xs[2]));
         });
     }
 }

@@ -38,16 +38,11 @@ fn least_rows(n: usize, k: usize) -> usize {
     if n <= SMALL_SIDE && k > WHOLE_SUM { packed.max(SMALL_SIDE + 1) } else { packed }
 }
 
-/// `out (rows, n) = bias + x (rows, k) · (k, n)`, one block of rows a thread.
-fn affine(out: &mut [f32], (n, k): (usize, usize), x: &[f32], w: (usize, usize, &[f32]), bias: &[f32]) {
-    let (row, column, data) = w;
+/// `out (rows, n) += x (rows, k) · (k, n)`, or `=` where there is nothing to add to; one block of rows a thread.
+fn multiply(out: &mut [f32], (n, k): (usize, usize), x: &[f32], rhs: slice::Matrix, add: bool) {
     slice::by_rows(out, n, |first, out| {
         let rows = out.len() / n;
         let x = &x[first * k..(first + rows) * k];
-        if !bias.is_empty() {
-            out.chunks_exact_mut(n).for_each(|out| out.copy_from_slice(bias));
-        }
-        let rhs = slice::Matrix { data, row, column };
         let padded_rows = least_rows(n, k);
         if rows < padded_rows {
             let mut padded_x = vec![0f32; padded_rows * k];
@@ -55,11 +50,11 @@ fn affine(out: &mut [f32], (n, k): (usize, usize), x: &[f32], w: (usize, usize, 
             let mut padded = vec![0f32; padded_rows * n];
             padded[..out.len()].copy_from_slice(out);
             let lhs = slice::Matrix { data: &padded_x, row: k, column: 1 };
-            slice::gemm((padded_rows, n, k), &mut padded, n, !bias.is_empty(), 1.0, lhs, rhs);
+            slice::gemm((padded_rows, n, k), &mut padded, n, add, 1.0, lhs, rhs);
             out.copy_from_slice(&padded[..rows * n]);
         } else {
             let lhs = slice::Matrix { data: x, row: k, column: 1 };
-            slice::gemm((rows, n, k), out, n, !bias.is_empty(), 1.0, lhs, rhs);
+            slice::gemm((rows, n, k), out, n, add, 1.0, lhs, rhs);
         }
     });
 }
@@ -77,9 +72,14 @@ impl Fused for Linear {
         }
     }
 
+    fn start(&self, [_, _, bias]: &[Argument; ARGUMENTS], count: usize) -> Vec<f32> {
+        op::biased(&bias.data, count)
+    }
+
     fn cpu(&self, [xs, weight, bias]: [Argument; ARGUMENTS], out: &mut [f32]) {
         let (n, k) = (weight.dims[0], weight.dims[1]);
-        affine(out, (n, k), &xs.data, (1, k, &weight.data), &bias.data);
+        let rhs = slice::Matrix { data: &weight.data, row: 1, column: k };
+        multiply(out, (n, k), &xs.data, rhs, !bias.data.is_empty());
     }
 
     #[cfg(feature = "cuda")]
@@ -137,7 +137,8 @@ impl Fused for LinearInput {
 
     fn cpu(&self, [dy, weight, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
         let (n, k) = (weight.dims[0], weight.dims[1]);
-        affine(out, (k, n), &dy.data, (k, 1, &weight.data), &[]);
+        let rhs = slice::Matrix { data: &weight.data, row: k, column: 1 };
+        multiply(out, (k, n), &dy.data, rhs, false);
     }
 
     #[cfg(feature = "cuda")]

@@ -24,6 +24,11 @@ pub struct Argument<'a> {
     pub dims: &'a [usize],
 }
 
+/// `count` numbers: the bias again and again, or zeros where there is none.
+pub fn biased(bias: &[f32], count: usize) -> Vec<f32> {
+    if bias.is_empty() { vec![0.0; count] } else { bias.repeat(count / bias.len()) }
+}
+
 /// A fused operation.
 pub trait Fused: Send + Sync + 'static {
     /// How errors name it.
@@ -38,7 +43,13 @@ pub trait Fused: Send + Sync + 'static {
     /// Where the arguments do not fit each other.
     fn shape(&self, dims: [&[usize]; ARGUMENTS]) -> TensorResult<Shape>;
 
-    /// Computes the result on the CPU; it starts as zeros.
+    /// What the result on the CPU starts from, `count` numbers: zeros, unless something is to be added to.
+    fn start(&self, arguments: &[Argument; ARGUMENTS], count: usize) -> Vec<f32> {
+        let _ = arguments;
+        vec![0.0; count]
+    }
+
+    /// Computes the result on the CPU, in what [`Fused::start`] gave.
     fn cpu(&self, arguments: [Argument; ARGUMENTS], out: &mut [f32]);
 
     /// Computes the result on CUDA.
@@ -151,8 +162,8 @@ impl<O: Fused> CustomOp3 for Custom<O> {
         c_layout: &Layout,
     ) -> TensorResult<(CpuStorage, Shape)> {
         let shape = self.0.shape([a_layout.dims(), b_layout.dims(), c_layout.dims()])?;
-        let mut out = vec![0f32; shape.elem_count()];
         let arguments = [read(a, a_layout)?, read(b, b_layout)?, read(c, c_layout)?];
+        let mut out = self.0.start(&arguments, shape.elem_count());
         self.0.cpu(arguments, &mut out);
         let out = match a {
             CpuStorage::BF16(_) => CpuStorage::BF16(out.into_iter().map(bf16::from_f32).collect()),

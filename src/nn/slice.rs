@@ -1,5 +1,7 @@
 //! Slices cut over threads, and the fixed-order reductions that all operations share.
 
+use std::ops::Range;
+
 use multiversion::multiversion;
 use rayon::prelude::*;
 
@@ -15,28 +17,28 @@ pub fn by_rows(out: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) +
     out.par_chunks_mut(block * width).enumerate().for_each(|(i, rows)| body(i * block, rows));
 }
 
-/// As [`by_rows`] for two results whose rows belong together: calls `body(first_row, first, second)` on one block of rows
-/// for each thread.
+/// As [`by_rows`] for two results of `rows` rows that belong together, either of which may have rows of no width: calls
+/// `body(rows, first, second)` on one block of rows for each thread.
 pub fn by_rows_of_two(
-    (first, mut second): (&mut [f32], &mut [f32]),
+    rows: usize,
+    (mut first, mut second): (&mut [f32], &mut [f32]),
     (width, other): (usize, usize),
-    body: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
+    body: impl Fn(Range<usize>, &mut [f32], &mut [f32]) + Sync,
 ) {
-    let rows = first.len() / width.max(1);
     let threads = rayon::current_num_threads().min(rows);
     if threads <= 1 {
-        return body(0, first, second);
+        return body(0..rows, first, second);
     }
     let block = rows.div_ceil(threads);
-    let blocks: Vec<(&mut [f32], &mut [f32])> = first
-        .chunks_mut(block * width)
-        .map(|first| {
-            let (own, rest) = std::mem::take(&mut second).split_at_mut(first.len() / width * other);
-            second = rest;
-            (first, own)
-        })
-        .collect();
-    blocks.into_par_iter().enumerate().for_each(|(i, (first, second))| body(i * block, first, second));
+    let mut blocks = Vec::with_capacity(threads);
+    for start in (0..rows).step_by(block) {
+        let part = start..(start + block).min(rows);
+        let (one, rest) = std::mem::take(&mut first).split_at_mut(part.len() * width);
+        let (two, others) = std::mem::take(&mut second).split_at_mut(part.len() * other);
+        (first, second) = (rest, others);
+        blocks.push((part, one, two));
+    }
+    blocks.into_par_iter().for_each(|(part, one, two)| body(part, one, two));
 }
 
 /// Adds up rows: `totals[c] += Σ rows[·][c]`.
