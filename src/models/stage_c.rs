@@ -8,6 +8,8 @@
 //! Deliberately absent: Stage B's pixel and EfficientNet mappers, block repeats, and dropout (0 in all uses here).
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
@@ -119,6 +121,7 @@ pub struct StageC {
     down: Vec<Level>,
     up: Vec<Level>,
     head: Linear,
+    evaluated: Arc<AtomicU64>,
 }
 
 impl StageC {
@@ -203,6 +206,7 @@ impl StageC {
             up,
             head: Linear::pointwise(width(0), config.out_channels * patch, Init::Const(0.0), vb.pp("clf.1"))?,
             recomputed: None,
+            evaluated: Arc::default(),
             config: config.clone(),
         })
     }
@@ -221,6 +225,11 @@ impl StageC {
     /// The model's numbers.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// How many samples it has evaluated so far, all its clones together: what a run costs, whatever the machine.
+    pub fn evaluations(&self) -> u64 {
+        self.evaluated.load(Ordering::Relaxed)
     }
 
     fn attention_blocks(&self) -> impl Iterator<Item = &AttnBlock> {
@@ -302,6 +311,7 @@ impl StageC {
         }
         let xs = pixel_unshuffle_to_nhwc(&noised.to_dtype(self.dtype())?, self.config.patch_size)?;
         let (batch, height, width, _) = xs.dims4()?;
+        self.evaluated.fetch_add(batch as u64, Ordering::Relaxed);
         let embedding = self.config.timestep_ratio_embedding_dim;
         let embeddings = std::iter::once(timestep)
             .chain(scalars)

@@ -78,3 +78,5 @@ pub type TensorResult<T = Tensor> = candle_core::Result<T>;
 
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

@@ -233,6 +233,29 @@ fn reference_errors_are_computed_once_whatever_the_labels_say() {
 }
 
 #[test]
+fn a_sweep_over_eight_betas_evaluates_the_reference_once() {
+    let base = base();
+    let pairs = pairs(&base, 10);
+    let two = workers(2);
+    let evaluations = || base.prior.denoiser.evaluations();
+    let train = |reference: &ReferenceErrors, beta: f64| {
+        let objective = serde_json::json!({"kind": "dpo", "beta": beta});
+        let settings = Settings { objective: serde_json::from_value(objective).unwrap(), ..settings(3) };
+        let bench = bench(&base, &pairs, reference, &two);
+        fine_tune(&bench, &examples(10, true), &settings, Seed::new(5), None, &mut |_| true).unwrap();
+    };
+    let betas = [0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.0];
+    let start = evaluations();
+    betas.into_iter().for_each(|beta| train(&ReferenceErrors::default(), beta));
+    let apart = evaluations() - start;
+    let shared = ReferenceErrors::default();
+    betas.into_iter().for_each(|beta| train(&shared, beta));
+    let together = evaluations() - start - apart;
+    // Three steps of six pairs, two images each: policies eight times, the reference eight times or once.
+    assert_eq!((apart, together), (16 * 36, 9 * 36));
+}
+
+#[test]
 fn a_planted_preference_is_learned_and_its_opposite_too() {
     let base = base();
     let pairs = pairs(&base, 12);
