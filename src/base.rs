@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::models::latent_codec::{self, LatentCodec};
 use crate::pixels::Image;
 use crate::prior::{Prior, read_config};
@@ -71,11 +71,30 @@ pub fn picture_tensor(pictures: &[Image], device: &Device) -> Result<Tensor> {
 fn pictures(decoded: &Tensor) -> Result<Vec<Image>> {
     let (_, height, width, _) = decoded.dims4()?;
     let data = decoded.flatten_all()?.to_vec1::<f32>()?;
-    Ok(data
-        .chunks_exact(3 * height * width)
-        .map(|picture| {
+    data.chunks_exact(3 * height * width)
+        .enumerate()
+        .map(|(index, picture)| {
+            // As a byte, what is no number would be a black pixel like any other.
+            if let Some(value) = picture.iter().find(|value| !value.is_finite()) {
+                let what = "a decoded pixel".to_owned();
+                return Err(Error::NonFinite { what, value: (*value).into(), place: format!("image {index}") });
+            }
             let bytes = picture.iter().map(|v| ((v + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8).collect();
-            Image::new(width, height, bytes)
+            Ok(Image::new(width, height, bytes))
         })
-        .collect())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_that_is_no_number_is_refused() {
+        let decode = |data: Vec<f32>| pictures(&Tensor::from_vec(data, (2, 1, 1, 3), &Device::Cpu).unwrap());
+        let shown = decode(vec![-1.0, 0.0, 1.0, -7.0, 0.5, 7.0]).unwrap();
+        assert_eq!((shown[0].rgb(), shown[1].rgb()), (&[0, 128, 255][..], &[0, 191, 255][..]));
+        let message = decode(vec![0.0, 0.0, 0.0, f32::NAN, 0.0, 0.0]).unwrap_err().to_string();
+        assert!(message.contains("not finite") && message.contains("image 1"), "{message}");
+    }
 }

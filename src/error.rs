@@ -34,15 +34,15 @@ pub enum Error {
     /// Whoever called a function with arguments that do not fit together.
     #[error("{0}")]
     Shape(String),
-    /// A number that is not finite appeared: the cell that made it stops.
-    #[error("{what} is not finite ({value}) at step {step}")]
+    /// A number that is not finite appeared: the training or the image that it belongs to fails.
+    #[error("{what} is not finite ({value}) at {place}")]
     NonFinite {
         /// What the number is, for example `loss`.
         what: String,
         /// The number itself.
         value: f64,
-        /// The optimiser's step.
-        step: usize,
+        /// Where in the work, for example `step 7`.
+        place: String,
     },
     /// A judge could not be asked, or its answer could not be used.
     #[error("{0}")]

@@ -109,7 +109,8 @@ pub struct Step {
     pub implicit_accuracy: Option<f64>,
     /// The share of pairs whose sigmoid lies outside [0.01, 0.99].
     pub saturation: Option<f64>,
-    /// The policy's squared error on chosen images, less the reference's.
+    /// The policy's squared error on chosen images, less the reference's; the error itself where the objective (SFT) asks
+    /// for no reference.
     pub error_chosen: Option<f64>,
     /// The policy's squared error on rejected images, less the reference's.
     pub error_rejected: Option<f64>,
@@ -149,9 +150,9 @@ pub struct Header {
     pub started: String,
     /// When the cell was complete; `None` while rows may still come.
     pub finished: Option<String>,
-    /// Seconds by phase (`train`, `generate`, `score`): clocks, never part of an identity.
+    /// Seconds by phase (`train`, `sample`, `score`): clocks, never part of an identity.
     pub seconds: BTreeMap<String, f64>,
-    /// What was counted: `rows`, `failures`, and whatever the work adds, such as `denoiser_evaluations`.
+    /// What was counted: `rows`, `failures`.
     pub counts: BTreeMap<String, u64>,
     /// The digest of `rows.csv`, from the moment that the cell is complete.
     pub rows_digest: Option<Digest>,
@@ -313,11 +314,6 @@ impl Recorder {
         *self.header.seconds.entry(phase.into()).or_default() += seconds;
     }
 
-    /// Adds to a count such as `denoiser_evaluations`.
-    pub fn add_count(&mut self, what: &str, count: u64) {
-        *self.header.counts.entry(what.into()).or_default() += count;
-    }
-
     /// Declares the record complete: counts and seals its rows.
     ///
     /// # Errors
@@ -383,7 +379,8 @@ fn write_header(folder: &Path, header: &Header) -> Result<()> {
 /// # Errors
 /// Where the system refuses.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let partial = with_suffix(path, ".partial");
+    // Two processes that write the same file each finish their own.
+    let partial = with_suffix(path, &format!(".{}.partial", std::process::id()));
     let mut file = File::create(&partial).map_err(Error::io("create", &partial))?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     if let Err(source) = written {

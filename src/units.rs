@@ -65,6 +65,11 @@ checked_number!(
     Beta, "a finite number above 0", |b| b.is_finite() && b > 0.0
 );
 
+checked_number!(
+    /// The number of timesteps T that multiplies β in the paper's Eq. 6.
+    TimestepCount, "a finite number above 0", |t| t.is_finite() && t > 0.0
+);
+
 /// The seed of one image or of one run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -84,8 +89,25 @@ impl Seed {
 
 /// A SHA-256 digest, printed as hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "String", into = "String")]
 pub struct Digest(String);
+
+impl TryFrom<String> for Digest {
+    type Error = Error;
+
+    fn try_from(hex: String) -> Result<Self> {
+        if hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            return Ok(Self(hex));
+        }
+        Err(Error::Spec(format!("`{hex}` is no SHA-256 digest: expected 64 hexadecimal digits in lower case")))
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> Self {
+        digest.0
+    }
+}
 
 impl Digest {
     /// The digest of some bytes.
@@ -132,5 +154,10 @@ mod tests {
     fn digest_is_sha256() {
         let empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(Digest::of(b"").hex(), empty);
+        assert_eq!(Digest::try_from(empty.to_owned()).unwrap(), Digest::of(b""));
+        for wrong in ["", "e3b0c4", &empty.to_uppercase(), &empty.replace('b', "g")] {
+            let message = Digest::try_from(wrong.to_owned()).unwrap_err().to_string();
+            assert!(message.contains("64 hexadecimal digits"), "{message}");
+        }
     }
 }

@@ -294,31 +294,33 @@ impl<'a> Laboratory<'a> {
         progress.begin(&format!("sample {name}"), missing.len());
         for chunk in missing.chunks(CHUNK) {
             let begun = Instant::now();
-            let of_base = self.base_images.get(chunk, |missing| make(missing, None))?;
+            let of_base =
+                one_by_one(chunk, |chunk| self.base_images.get(chunk, |missing| make(missing, None)))?;
             let images = match adapter {
-                Some(adapter) => make(chunk, Some((adapter, vector.as_slice())))?,
+                Some(adapter) => one_by_one(chunk, |chunk| make(chunk, Some((adapter, vector.as_slice()))))?,
                 None => of_base.clone(),
             };
             progress.advance(chunk.len());
             recorder.add_seconds("sample", begun.elapsed().as_secs_f64());
             let begun = Instant::now();
-            let asked: Vec<String> = chunk.iter().map(|request| request.prompt.clone()).collect();
-            let scored = self.scorers()?.score(&images, &asked, &self.compute.workers)?;
-            for (((request, mut scores), image), base) in chunk.iter().zip(scored).zip(&images).zip(&of_base)
-            {
-                scores.insert(DRIFT.to_owned(), image.difference(base));
+            let scored = self.score(chunk, &images, &of_base)?;
+            for ((request, image), scores) in chunk.iter().zip(&images).zip(scored) {
+                let failure = scores.as_ref().err().cloned();
                 let row = Row {
                     method: method.name.clone(),
                     condition: name.clone(),
                     train_seed: cell.train_seed.get(),
                     prompt: request.index as u32,
                     noise_seed: request.seed.get(),
-                    scores,
-                    failure: None,
+                    scores: scores.unwrap_or_default(),
+                    failure,
                 };
                 let first = spec.data.noise_seeds.get().first() == Some(&request.seed)
                     && (cell.train_key.is_none() || spec.seeds.get().first() == Some(&cell.train_seed));
-                if first && request.index < spec.data.kept_images as u64 {
+                if let Ok(image) = image
+                    && first
+                    && request.index < spec.data.kept_images as u64
+                {
                     recorder.keep_image(&row, &request.prompt, &image::encode(image, Format::Png)?)?;
                 }
                 recorder.append(&row)?;
@@ -326,6 +328,30 @@ impl<'a> Laboratory<'a> {
             recorder.add_seconds("score", begun.elapsed().as_secs_f64());
         }
         Ok(())
+    }
+
+    /// What is said of each image that was made, its drift from the base's image of the same noise included.
+    fn score(
+        &self,
+        requests: &[Request],
+        images: &[Outcome<Image>],
+        of_base: &[Outcome<Image>],
+    ) -> Result<Vec<Outcome<BTreeMap<String, f64>>>> {
+        let made = images.iter().zip(requests);
+        let made = made.filter_map(|(image, request)| Some((image.clone().ok()?, request.prompt.clone())));
+        let (made, asked): (Vec<Image>, Vec<String>) = made.unzip();
+        let mut scored = self.scorers()?.score(&made, &asked, &self.compute.workers)?.into_iter();
+        let of_each = images.iter().zip(of_base).map(|(image, base)| {
+            let image = image.as_ref().map_err(Clone::clone)?;
+            let mut scores = scored.next().expect("every image that was made is scored");
+            let base = base.as_ref().map_err(|reason| format!("the base's image of this noise: {reason}"))?;
+            scores.insert(DRIFT.to_owned(), image.difference(base));
+            match scores.iter().find(|(_, score)| !score.is_finite()) {
+                Some((name, score)) => Err(format!("the score {name} is {score}")),
+                None => Ok(scores),
+            }
+        });
+        Ok(of_each.collect())
     }
 
     fn base(&self) -> Result<&Base> {
@@ -406,6 +432,29 @@ impl<'a> Laboratory<'a> {
                 empty: base.prior.conditioning_tokens(&[String::new()])?,
             })
         })
+    }
+}
+
+/// One image, or what one image gave; else why there is nothing, which its row will say.
+type Outcome<T> = std::result::Result<T, String>;
+
+/// What `make` gives for all items at once, or, where that meets a number that is not finite, for each by itself: an image
+/// is the same alone, and one that fails takes no other with it.
+///
+/// # Errors
+/// Those that are no single item's.
+fn one_by_one<T, R>(items: &[T], make: impl Fn(&[T]) -> Result<Vec<R>>) -> Result<Vec<Outcome<R>>> {
+    match make(items) {
+        Ok(made) => Ok(made.into_iter().map(Ok).collect()),
+        Err(Error::NonFinite { .. }) => items
+            .iter()
+            .map(|item| match make(std::slice::from_ref(item)) {
+                Ok(made) => Ok(made.into_iter().next().ok_or_else(|| "nothing was made".to_owned())),
+                Err(fault @ Error::NonFinite { .. }) => Ok(Err(fault.to_string())),
+                Err(fault) => Err(fault),
+            })
+            .collect(),
+        Err(fault) => Err(fault),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::report;
 use crate::rng::stream;
 use crate::scenes::population::{Config, Kind, Population};
 use crate::scenes::{self, ObjectWeights, sample_scene};
-use crate::spec::{Profile, Spec};
+use crate::spec::{Profile, Spec, weights_digest};
 use crate::units::{Digest, GuidanceScale, Seed};
 
 #[derive(Debug, clap::Args)]
@@ -79,6 +79,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
             let made = label(recipe, &judged, &profile, global, &compute, &progress)?;
             drop(progress);
             made.write(&path)?;
+            scores::write_judges(&scores_path(&path), &judges(&profile, global, &made.scores)?)?;
             terminal::say(global.quiet, &format!("{} pairs in {}", judged.len(), path.display()));
         }
         Action::Score => {
@@ -87,6 +88,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
             let preferences = load(&path)?;
             let scores = score(&preferences, &path, &profile, global, &compute, &progress)?;
             scores::write(scores_path(&path), &preferences, &scores)?;
+            scores::write_judges(&scores_path(&path), &judges(&profile, global, &scores)?)?;
         }
         Action::Show { ref grid, pairs } => return draw(&path, grid, pairs as usize, global),
     }
@@ -285,6 +287,14 @@ fn score(
         all.insert(name, values)?;
     }
     Ok(all)
+}
+
+/// The weights behind each reward among the scores.
+fn judges(profile: &Profile, global: &Global, scores: &Scores) -> Result<BTreeMap<String, Digest>> {
+    let by_weights = scores.rewards().iter().filter_map(|name| Some((name, profile.weights.get(name)?)));
+    by_weights
+        .map(|(name, file)| Ok((name.clone(), weights_digest(&global.assets.join(file), &profile.name)?)))
+        .collect()
 }
 
 /// Prints what the rewards say of the pairs, and leaves it among the figures.

@@ -1,12 +1,15 @@
 //! What each reward says about each picture of a set of pairs: `scores.csv` beside the pairs.
 //!
 //! One line for each pair, in the pairs' order, keyed by `ranking_id`; two columns for each reward, `clip_0` and
-//! `clip_1`. Pick-a-Pic's schema has no place for them, and relabelling needs nothing else.
+//! `clip_1`. Pick-a-Pic's schema has no place for them, and relabelling needs nothing else. `scores.json` beside it says
+//! by which weights each reward scored.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::data::Preference;
 use crate::error::{Error, Result, nearest};
+use crate::units::Digest;
 
 /// The scores of some rewards on both pictures of each pair.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -29,7 +32,7 @@ impl Scores {
     ///
     /// # Errors
     /// [`Error::Shape`] where the number of pairs is not that of the rewards already there; [`Error::NonFinite`],
-    /// with the pair as its step, where a score is not finite.
+    /// with the pair as its place, where a score is not finite.
     pub fn insert(&mut self, reward: &str, values: Vec<[f64; 2]>) -> Result<()> {
         if let Some(first) = self.values.first()
             && first.len() != values.len()
@@ -43,8 +46,9 @@ impl Scores {
         let broken = |(pair, scores): (usize, &[f64; 2])| {
             scores.iter().find(|score| !score.is_finite()).map(|score| (pair, *score))
         };
-        if let Some((step, value)) = values.iter().enumerate().find_map(broken) {
-            return Err(Error::NonFinite { what: format!("the score {reward} of a pair"), value, step });
+        if let Some((pair, value)) = values.iter().enumerate().find_map(broken) {
+            let (what, place) = (format!("the score {reward}"), format!("pair {pair}"));
+            return Err(Error::NonFinite { what, value, place });
         }
         let values = values.into_iter().map(|sides| sides.map(|score| f64::from(score as f32))).collect();
         match self.rewards.iter().position(|name| name == reward) {
@@ -207,6 +211,31 @@ pub fn read(path: impl AsRef<Path>, pairs: &[Preference]) -> Result<Scores> {
 }
 
 /// What identifies a pair: its `ranking_id`, or its place where the dataset has none.
+/// Writes by which weights each reward scored, beside the scores.
+///
+/// # Errors
+/// [`Error::Io`] where the file cannot be written.
+pub fn write_judges(scores: &Path, judges: &BTreeMap<String, Digest>) -> Result<()> {
+    let path = scores.with_extension("json");
+    let text = serde_json::to_string_pretty(judges).expect("names and digests print as JSON") + "\n";
+    std::fs::write(&path, text).map_err(Error::io("write", &path))
+}
+
+/// By which weights each reward scored; nothing where nobody wrote it down.
+///
+/// # Errors
+/// [`Error::Io`] where the file cannot be read, [`Error::Data`] where it is no list of digests.
+pub fn read_judges(scores: &Path) -> Result<BTreeMap<String, Digest>> {
+    let path = scores.with_extension("json");
+    match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|fault| {
+            Error::data(&path, format!("is no list of digests: {fault}; make it again with `ppd data score`"))
+        }),
+        Err(fault) if fault.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(fault) => Err(Error::io("read", &path)(fault)),
+    }
+}
+
 fn key(pair: &Preference, index: usize) -> i64 {
     pair.ranking_id.unwrap_or(index as i64)
 }

@@ -103,7 +103,7 @@ fn one_failure_leaves_the_others_alone() {
     let (plan, session) = small(root.path());
     let outcome = local::run(&plan, &session, &Progress::silent(), |cell, progress| {
         if cell.method.name == "dpo" {
-            let fault = Error::NonFinite { what: "loss".into(), value: f64::NAN, step: 3 };
+            let fault = Error::NonFinite { what: "loss".into(), value: f64::NAN, place: "step 3".into() };
             return Err(anyhow::Error::from(fault).context("training"));
         }
         work(&plan, &session, cell, progress)

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BatchErrors, Coefficients, Loss, Needs, PreferenceTrace, mean, neg_log_sigmoid, sigmoid};
 use crate::error::Result;
-use crate::units::Beta;
+use crate::units::{Beta, TimestepCount};
 
 /// The strength of the objective, with its convention spelled out.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -20,11 +20,11 @@ pub struct Config {
     pub half_factor: bool,
     /// T of Eq. 6; 1 where β already contains it, as in the public Diffusion-DPO code.
     #[serde(default = "default_timesteps")]
-    pub timesteps: f64,
+    pub timesteps: TimestepCount,
 }
 
-const fn default_timesteps() -> f64 {
-    1000.0
+fn default_timesteps() -> TimestepCount {
+    TimestepCount::new(1000.0).expect("1000 is above 0")
 }
 
 /// What the objective reads.
@@ -37,13 +37,13 @@ impl Config {
     }
 
     /// β with the convention of Eq. 6: T = 1000, no ½.
-    pub const fn new(beta: Beta) -> Self {
+    pub fn new(beta: Beta) -> Self {
         Self { beta, half_factor: false, timesteps: default_timesteps() }
     }
 
     /// What multiplies the difference of mean squared errors.
     pub fn coefficient(&self) -> f64 {
-        self.beta.get() * self.timesteps * if self.half_factor { 0.5 } else { 1.0 }
+        self.beta.get() * self.timesteps.get() * if self.half_factor { 0.5 } else { 1.0 }
     }
 }
 

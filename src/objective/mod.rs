@@ -341,7 +341,7 @@ mod tests {
     fn configuration_is_closed() {
         let read: Config = serde_json::from_str(r#"{"kind":"dpo","beta":0.5}"#).unwrap();
         let Config::Dpo(dpo) = read else { panic!("{read:?}") };
-        assert_eq!((dpo.beta.get(), dpo.half_factor, dpo.timesteps), (0.5, false, 1000.0));
+        assert_eq!((dpo.beta.get(), dpo.half_factor, dpo.timesteps.get()), (0.5, false, 1000.0));
         for bad in [
             r#"{"kind":"dpo","beta":0}"#,
             r#"{"kind":"dpo","beta":0.5,"betta":1}"#,

@@ -1,9 +1,9 @@
 //! Experiment files to a plan of cells; every refusal happens here.
 //!
 //! A study is read in layers, each over the one before: the study that it `extends`, its own file, the profile's
-//! `[set]`, the study's `[released]` or the profile's `[quick]` where asked for, and each `--set key=value`. What is unknown is refused with file,
-//! line and the nearest known word; what is out of range, or missing on this disk, is refused before anything runs,
-//! all of it at once. What this module does not do: run anything, or print.
+//! `[set]`, the study's `[released]` or the profile's `[quick]` where asked for, and each `--set key=value`. What is
+//! unknown is refused with file, line and the nearest known word; what is out of range, or missing on this disk, is
+//! refused before anything runs, all of it at once. What this module does not do: run anything, or print.
 
 mod check;
 pub mod claim;
@@ -26,7 +26,7 @@ use crate::units::{Digest, Seed};
 
 pub use claim::Claim;
 pub use method::{Condition, Conditioning, Labels, Method, Role};
-pub use plan::{Cell, Estimate, Places, Plan, SCHEMA};
+pub use plan::{Cell, Estimate, Places, Plan, SCHEMA, weights_digest};
 pub use profile::{Cost, Precision, Profile};
 pub use settings::{Adapter, Data, Prompts, Rewards, Sample, Seeds, Train};
 

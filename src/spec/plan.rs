@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::source::Problems;
 use super::{Conditioning, Labels, Method, Profile, Spec};
-use crate::data::{Split, pick_a_pic, prompts};
+use crate::data::{Split, pick_a_pic, prompts, scores};
 use crate::error::{Error, Result};
 use crate::pretrain::{MANIFEST, Manifest};
 use crate::provenance::{Provenance, file_digest, free_bytes};
@@ -211,6 +211,9 @@ impl Spec {
                 }
             }
         }
+        let mut problems = Problems::default();
+        former_records(&folder, &cells, &mut problems);
+        problems.finish()?;
         let plan = Plan { spec: self.clone(), places: places.clone(), folder, cells };
         let needed = plan.estimate()?.bytes;
         for place in [&places.results, &places.cache] {
@@ -274,7 +277,41 @@ impl Spec {
             });
             digests.extend(problems.take(digest).map(|digest| (format!("data/{name}"), digest)));
         }
+        if let Some(pairs) = self.profile.data.get("pairs").filter(|_| trains) {
+            self.check_scores(&places.assets.join(pairs), &digests, problems);
+        }
         digests
+    }
+
+    /// What labels the pairs must be there, and come from the rewards as they are now.
+    fn check_scores(&self, pairs: &Path, digests: &BTreeMap<String, Digest>, problems: &mut Problems) {
+        let labels = self.methods.iter().filter_map(|method| method.labels.as_ref());
+        let labelling: BTreeSet<&String> = labels.flat_map(Labels::rewards).collect();
+        let path = pairs.with_extension("scores.csv");
+        if labelling.is_empty() || !pairs.exists() {
+            return;
+        }
+        if !path.exists() {
+            let names = labelling.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+            return problems.push(format!(
+                "{}: is not there, but {names} are to label the pairs; score them with `ppd data score`",
+                path.display()
+            ));
+        }
+        let judges = problems.take(scores::read_judges(&path)).unwrap_or_default();
+        for reward in labelling {
+            if let (Some(then), Some(now)) = (judges.get(reward), digests.get(&format!("weights/{reward}")))
+                && then != now
+            {
+                problems.push(format!(
+                    "{}: `{reward}` scored the pairs by weights {}, and has {} now; score them again with `ppd data \
+                     score`",
+                    path.display(),
+                    then.short(),
+                    now.short()
+                ));
+            }
+        }
     }
 
     /// The digest of a prompt set that has enough prompts.
@@ -352,6 +389,28 @@ impl Spec {
     }
 }
 
+/// Records of the same method and training seed under other settings, weights or data: one table cannot hold both.
+fn former_records(folder: &Path, cells: &[Cell], problems: &mut Problems) {
+    let entries = std::fs::read_dir(folder.join("cells")).into_iter().flatten().flatten();
+    let standing: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| record::is_record(path)).collect();
+    for cell in cells {
+        let kin = cell.id.rsplit_once('-').map_or(cell.id.as_str(), |(kin, _)| kin);
+        let is_former = |path: &&PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            name != cell.id && name.rsplit_once('-').is_some_and(|(other, _)| other == kin)
+        };
+        for path in standing.iter().filter(is_former) {
+            problems.push(format!(
+                "{}: holds {} with training seed {} under other settings, weights or data; remove it, or keep the new \
+                 records apart with --results DIR",
+                path.display(),
+                cell.method.name,
+                cell.train_seed.get()
+            ));
+        }
+    }
+}
+
 /// Whether a file of the profile is there, and how to get it where it is not.
 fn present(path: &Path, profile: &str) -> Result<()> {
     let metadata = std::fs::metadata(path).map_err(|fault| {
@@ -367,7 +426,11 @@ fn present(path: &Path, profile: &str) -> Result<()> {
 }
 
 /// The digest of a model: of all files that its manifest names, checked; of the weights alone where there is none.
-fn weights_digest(path: &Path, profile: &str) -> Result<Digest> {
+/// `profile` is the one that needs it.
+///
+/// # Errors
+/// Where a file is missing, damaged, or not the one of the manifest.
+pub fn weights_digest(path: &Path, profile: &str) -> Result<Digest> {
     present(path, profile)?;
     Weights::open(path)?;
     let folder = path.parent().unwrap_or(Path::new("."));

@@ -102,11 +102,8 @@ fn what_is_shipped_is_small() {
 
 #[test]
 fn shipped_pairs_were_sampled_by_the_shipped_base() {
-    let path = desk().join("pairs.json");
-    if !path.exists() {
-        return;
-    }
-    let pairs: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let pairs: Value =
+        serde_json::from_str(&std::fs::read_to_string(desk().join("pairs.json")).unwrap()).unwrap();
     let digest = |folder: &str, file: &str| {
         let manifest = Manifest::read_checked(&desk().join(folder)).unwrap();
         to_value(&manifest.files[file]).unwrap()
@@ -114,4 +111,14 @@ fn shipped_pairs_were_sampled_by_the_shipped_base() {
     assert_eq!(pairs["weights"]["denoiser"], digest("denoiser", "prior.safetensors"));
     assert_eq!(pairs["weights"]["text-encoder"], digest("denoiser", "text_encoder.safetensors"));
     assert_eq!(pairs["weights"]["codec"], digest("codec", "codec.safetensors"));
+}
+
+#[test]
+fn shipped_scores_were_given_by_the_shipped_rewards() {
+    let judges = ppd::data::scores::read_judges(&desk().join("pairs.scores.csv")).unwrap();
+    assert_eq!(judges.len(), 6, "three rewards and their twins");
+    for (reward, digest) in judges {
+        let now = ppd::spec::weights_digest(&desk().join(&reward).join("model.safetensors"), "desk").unwrap();
+        assert_eq!(digest, now, "{reward}");
+    }
 }

@@ -42,6 +42,7 @@ fn with_assets() -> tempfile::TempDir {
             std::fs::write(path, bytes).unwrap();
         }
     }
+    std::fs::write(root.path().join("assets/desk/pairs.scores.csv"), "").unwrap();
     root
 }
 

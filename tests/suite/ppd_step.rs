@@ -8,7 +8,7 @@ use ppd::diffusion::Schedule;
 use ppd::models::stage_c::{self, KeyValue, StageC};
 use ppd::nn::{self, AdamW, AdamWConfig, LearningRate};
 use ppd::objective::{self, BatchErrors, dpo};
-use ppd::units::{Beta, Seed, Timestep};
+use ppd::units::{Beta, Seed, Timestep, TimestepCount};
 use ppd::weights::{Trainable, Weights};
 
 const USER: Config =
@@ -132,7 +132,7 @@ fn three_ppd_steps_equal_torchs() {
         decay: Default::default(),
     };
     let beta = Beta::new(meta["beta"].as_f64().unwrap()).unwrap();
-    let objective = objective::Config::Dpo(dpo::Config { beta, half_factor: true, timesteps: 1.0 });
+    let objective = objective::Config::Dpo(dpo::Config { beta, half_factor: true, timesteps: TimestepCount::new(1.0).unwrap() });
 
     for step in 0..3 {
         let batch = Batch::of(&golden, step, &model);

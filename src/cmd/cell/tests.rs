@@ -78,3 +78,18 @@ fn a_rank_that_fails_takes_the_training_with_it_and_leaves_nobody_waiting() {
         assert!(format!("{reason:#}").contains("another rank failed"), "{cell}: {reason:#}");
     }
 }
+
+#[test]
+fn an_image_that_fails_takes_no_other_with_it() {
+    let root = |x: &f64| match x.sqrt() {
+        root if root.is_finite() => Ok(root),
+        value => Err(Error::NonFinite { what: "a root".into(), value, place: format!("item {x}") }),
+    };
+    let make = |items: &[f64]| items.iter().map(root).collect::<Result<Vec<f64>>>();
+    assert_eq!(one_by_one(&[1.0, 4.0], make).unwrap(), [Ok(1.0), Ok(2.0)]);
+    let made = one_by_one(&[1.0, -4.0, 9.0], make).unwrap();
+    assert_eq!((&made[0], &made[2]), (&Ok(1.0), &Ok(3.0)));
+    assert!(made[1].as_ref().unwrap_err().contains("a root is not finite"), "{made:?}");
+    let full = |_: &[f64]| -> Result<Vec<f64>> { Err(Error::Stopped) };
+    assert!(one_by_one(&[1.0], full).is_err(), "what is nobody's fault ends them all");
+}
