@@ -5,12 +5,12 @@
 //! The floors below import only from floors above them in this list (tests/suite/house.rs holds them to it).
 //!
 //! ```text
-//! ground        error units rng stats          plain values: no tensor, no file, no clock
-//! first floor   scenes nn models diffusion objective reward adapter      mathematics
-//! second floor  weights base image data record checkpoint provenance          bytes and values
-//! third floor   spec train pretrain generate evaluate                    the work
-//! side wing     report                                                   reading only, no tensor
-//! roof          cmd                                                      prints, parses, exits
+//! ground        error units pixels progress rng stats        plain values: no tensor, no file, no clock
+//! first floor   nn models diffusion objective reward adapter scenes      mathematics
+//! second floor  weights prior base image data record checkpoint provenance      bytes and values
+//! third floor   spec train pretrain collective generate evaluate launch      the work
+//! side wing     report                                        reading only, no tensor
+//! roof          cmd                                           prints, parses, exits
 //! ```
 //!
 //! Letters in shape comments: `B` batch, `C` channels, `H` height, `W` width, `N` tokens (positions), `D` token width.

@@ -146,11 +146,14 @@ pub struct Header {
     pub provenance: Provenance,
     /// The names of the score columns, in their order in `rows.csv`.
     pub scores: Vec<String>,
+    /// The sessions that went on with it after an interruption, in their order; `provenance` is the first one's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resumed: Vec<Resumed>,
     /// When the cell was first begun, in UTC.
     pub started: String,
     /// When the cell was complete; `None` while rows may still come.
     pub finished: Option<String>,
-    /// Seconds by phase (`train`, `sample`, `score`): clocks, never part of an identity.
+    /// Seconds by phase (`train`, `sample`, `score`) of the session that completed it: clocks, never part of an identity.
     pub seconds: BTreeMap<String, f64>,
     /// What was counted: `rows`, `failures`.
     pub counts: BTreeMap<String, u64>,
@@ -159,6 +162,18 @@ pub struct Header {
     /// The images that were kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<Kept>,
+}
+
+/// A session that went on with an interrupted record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resumed {
+    /// When, in UTC.
+    pub at: String,
+    /// The code and the machine.
+    pub provenance: Provenance,
+    /// The digest of the program.
+    pub binary: Option<Digest>,
 }
 
 /// An image that a record keeps as PNG, in its folder `images`.
@@ -348,7 +363,7 @@ fn settle_header(folder: &Path, mut header: Header) -> Result<Header> {
         write_header(folder, &header)?;
         return Ok(header);
     }
-    let standing = read_header(folder)?;
+    let mut standing = read_header(folder)?;
     if standing.cell != header.cell || standing.scores != header.scores {
         return Err(Error::data(
             &path,
@@ -365,6 +380,9 @@ fn settle_header(folder: &Path, mut header: Header) -> Result<Header> {
     if standing.finished.is_some() {
         return Err(Error::data(&path, "this record is complete, nothing may be added to it"));
     }
+    let binary = header.digests.remove("binary");
+    standing.resumed.push(Resumed { at: now(), provenance: header.provenance, binary });
+    write_header(folder, &standing)?;
     Ok(standing)
 }
 

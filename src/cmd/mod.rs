@@ -57,7 +57,7 @@ Examples:
   ppd clean --dry-run                         what could be freed
   ppd doctor                                  what this machine has to compute with
 
-An interrupted command goes on where it stopped when it is given again.";
+A study or training that is interrupted goes on where it stopped when its command is given again.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -126,7 +126,7 @@ struct Global {
     /// Print results as JSON
     #[arg(long, global = true)]
     json: bool,
-    /// Exit with 3 where a claim does not hold or a cell failed
+    /// Exit with 3 where a claim does not hold
     #[arg(long, global = true)]
     strict: bool,
     /// Print results and errors only
@@ -174,6 +174,51 @@ impl Global {
     }
 }
 
+impl Command {
+    /// Its name, and which options it heeds of those that only some commands do.
+    fn heeds(&self) -> (&'static str, &'static [&'static str]) {
+        match self {
+            Self::Reproduce(_) => {
+                ("reproduce", &["--set", "--seeds", "--dry-run", "--quick", "--released", "--json", "--strict"])
+            }
+            Self::Sweep(_) => {
+                ("sweep", &["--set", "--seeds", "--dry-run", "--quick", "--released", "--json", "--strict"])
+            }
+            Self::Report(_) => ("report", &["--set", "--quick", "--released", "--json", "--strict"]),
+            Self::Generate(_) => ("generate", &["--set", "--seeds", "--quick", "--released"]),
+            Self::Score(_) => ("score", &["--json"]),
+            Self::Verify(_) => ("verify", &["--released", "--json"]),
+            Self::Clean(_) => ("clean", &["--dry-run", "--released", "--json"]),
+            Self::Doctor => ("doctor", &["--json"]),
+            Self::Pretrain(_) => ("pretrain", &[]),
+            Self::Data(_) => ("data", &[]),
+        }
+    }
+}
+
+impl Global {
+    /// Refuses an option that the command would pass over.
+    fn check(&self, command: &Command) -> crate::error::Result<()> {
+        let (name, heeded) = command.heeds();
+        let given = [
+            ("--set", !self.set.is_empty()),
+            ("--seeds", self.seeds.is_some()),
+            ("--dry-run", self.dry_run),
+            ("--quick", self.quick),
+            ("--released", self.released),
+            ("--json", self.json),
+            ("--strict", self.strict),
+        ];
+        match given.into_iter().find(|(option, given)| *given && !heeded.contains(option)) {
+            None => Ok(()),
+            Some((option, _)) => Err(Error::Spec(format!(
+                "`ppd {name}` does not take {option}{}",
+                if heeded.is_empty() { String::new() } else { format!(", only {}", heeded.join(", ")) }
+            ))),
+        }
+    }
+}
+
 /// How a command that did not fail ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -217,6 +262,7 @@ pub fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<Verdict> {
     let global = &cli.global;
+    global.check(&cli.command)?;
     // A second pool cannot be built: the first one that asks decides, and here nobody asked before.
     rayon::ThreadPoolBuilder::new().num_threads(global.threads()).build_global()?;
     match &cli.command {

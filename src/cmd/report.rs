@@ -23,7 +23,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verdict> {
     let studies = match &arguments.study {
         Some(study) => vec![study.clone()],
-        None => library::experiments("experiments".as_ref()).into_iter().collect(),
+        None => library::studies("experiments".as_ref()),
     };
     let (mut shown, mut stale, mut broken) = (0, Vec::new(), false);
     for name in &studies {
@@ -67,7 +67,8 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     for path in &stale {
         println!("stale: {}", path.display());
     }
-    Ok(if !stale.is_empty() || (global.strict && broken) { Verdict::DoesNotHold } else { Verdict::Done })
+    // Where there is nothing to compare, a check has shown nothing.
+    Ok(if !stale.is_empty() || (arguments.check && shown == 0) || (global.strict && broken) { Verdict::DoesNotHold } else { Verdict::Done })
 }
 
 /// Renders what a run has just recorded.
@@ -88,7 +89,11 @@ fn folder_of(spec: &Spec, figures: &Path) -> PathBuf {
 }
 
 fn print(outputs: &[report::Output], figures: &Path, written: usize, global: &Global) {
-    if !global.quiet {
+    if global.json {
+        let tables = outputs.iter().flat_map(|output| &output.tables);
+        let tables: serde_json::Map<_, _> = tables.map(|(name, table)| (name.clone(), table.json())).collect();
+        println!("{:#}", serde_json::json!({"figures": figures, "tables": tables}));
+    } else if !global.quiet {
         for output in outputs.iter().filter(|output| output.figures.is_empty()) {
             for (_, table) in &output.tables {
                 println!("{}", table.markdown());

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::{Global, Verdict};
+use crate::error::Error;
 use crate::record;
 
 /// What to check.
@@ -17,6 +18,13 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verdict> {
     let root = arguments.folder.as_ref().unwrap_or(&global.results);
+    if !root.is_dir() {
+        return Err(Error::Spec(format!(
+            "{}: no folder of records; name one, or make some with `ppd reproduce table1`",
+            root.display()
+        ))
+        .into());
+    }
     let (mut sealed, mut open, mut rows, mut faults) = (0, 0, 0, Vec::new());
     for folder in record::cell_folders(root)? {
         let read = record::read_cell(&folder).and_then(|cell| {

@@ -111,6 +111,8 @@ fn a_torn_last_line_is_dropped_and_the_run_goes_on() {
         }
         assert_eq!(std::fs::read(&path).unwrap(), whole, "cut at {cut}");
     }
+    // Every session that went on with it is named.
+    assert_eq!(read_header(folder.path()).unwrap().resumed.len(), whole.len());
 }
 
 #[test]

@@ -77,6 +77,7 @@ fn tabulate(study: &Study, hero: &Method, rivals: &[&Method], points: &[Point<'_
         }
         table.push(row);
     }
+    table.note_few_seeds(None);
     table.note(
         "The paper's text quotes 60, 90 and 93 % (CLIP, aesthetic, HPS) against Stable Cascade. Model, prompts and \
          rewards are others here: only the side of 50 % can be compared.",

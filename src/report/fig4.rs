@@ -13,6 +13,7 @@ use super::table::{Cell, Kind, Table};
 use super::{Figure, Output, Result};
 use crate::stats::bootstrap::Resamples;
 use crate::stats::correlation::spearman;
+use crate::stats::crossed::{CONDITIONAL, LEAST_SEEDS};
 use crate::stats::{Crossed, Estimate, Inference};
 
 /// One score at every mixture of users.
@@ -113,7 +114,8 @@ impl Surface {
         };
         let by_prompt = part(&Crossed::prompt_means, "bootstrap prompts");
         let seeds = self.values[0].seeds();
-        let by_seed = (seeds > 1).then(|| part(&Crossed::seed_means, "bootstrap seeds"));
+        let crossed = seeds >= LEAST_SEEDS;
+        let by_seed = crossed.then(|| part(&Crossed::seed_means, "bootstrap seeds"));
         let mut drawn = Vec::with_capacity(RESAMPLES);
         for resample in 0..RESAMPLES {
             let moved: Vec<f64> = means
@@ -132,7 +134,8 @@ impl Surface {
         let ends = (quantile(tail).min(value), quantile(1.0 - tail).max(value));
         let below = drawn.iter().filter(|coefficient| **coefficient <= least).count();
         let p = (below + 1) as f64 / (RESAMPLES + 1) as f64;
-        Ok(Some((Estimate::new(value, ends, LEVEL, crate::stats::Method::Percentile), p)))
+        let estimate = Estimate::new(value, ends, LEVEL, crate::stats::Method::Percentile);
+        Ok(Some((if crossed { estimate } else { estimate.with_note(CONDITIONAL) }, p)))
     }
 }
 
@@ -175,6 +178,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
             ]);
         }
     }
+    table.note_few_seeds(None);
     table.note("The mean curve has few points, so its interval (percentile bootstrap) is coarse.");
     table.note("The paper shows one prompt's images and scores and no coefficient: nothing to set beside these numbers.");
     let mut figures = vec![Figure {

@@ -153,6 +153,7 @@ fn tabulate(study: &Study, scores: &[String], lines: &[Line<'_>]) -> Table {
         );
         table.push(row);
     }
+    table.note_few_seeds(study.design.first(&Role::Base).map(|base| base.label.as_str()));
     table.note(super::table1::failures(study));
     table
 }

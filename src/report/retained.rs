@@ -66,6 +66,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         table
             .note("No fraction: the specialist's own gain is not told apart from zero, so none is excluded.");
     }
+    table.note_few_seeds(None);
     if let Some(margin) = margin {
         table.note(format!(
             "The margin that was fixed beforehand: not worse by more than {margin} of the base's standard deviations \

@@ -117,6 +117,7 @@ fn tabulate(study: &Study, sweep: &Sweep, points: &[Point<'_>], what: &str) -> T
         "\"Chosen by\" is the least of what the method is to raise ({}), each the mean of the reward and its twin.",
         raised.join(", ")
     ));
+    table.note_few_seeds(None);
     table.note("These are tuning prompts: the best point here is chosen, so its own number flatters it.");
     table
 }

@@ -4,6 +4,7 @@
 
 use super::panel::number;
 use crate::stats::Estimate;
+use crate::stats::crossed::{CONDITIONAL, LEAST_SEEDS};
 
 /// What stands in one place of a table.
 #[derive(Debug, Clone, PartialEq)]
@@ -114,6 +115,11 @@ pub enum Kind {
     Estimates,
 }
 
+/// What is to be said of intervals that tell nothing about other training seeds.
+fn few_seeds() -> String {
+    format!("Fewer than {LEAST_SEEDS} training seeds: intervals are over prompts alone, {CONDITIONAL}.")
+}
+
 /// A table.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Table {
@@ -161,6 +167,41 @@ impl Table {
         if !self.notes.contains(&note) {
             self.notes.push(note);
         }
+    }
+
+    /// Adds a footnote where an interval in any row but that of `exempt` is over prompts alone; the base,
+    /// which trained nothing, has one model and lacks none.
+    pub fn note_few_seeds(&mut self, exempt: Option<&str>) {
+        let is_exempt =
+            |row: &[Cell]| matches!((row.first(), exempt), (Some(Cell::Text(head)), Some(exempt)) if head == exempt);
+        let is_conditional = |cell: &Cell| match cell {
+            Cell::Estimate { estimate, .. } => {
+                estimate.note.as_deref().is_some_and(|note| note.contains(CONDITIONAL))
+            }
+            _ => false,
+        };
+        if self.rows.iter().filter(|row| !is_exempt(row)).flatten().any(is_conditional) {
+            self.note(few_seeds());
+        }
+    }
+
+    /// Everything as JSON, numbers in full precision: an estimate is an object of value, low and high, what is missing null.
+    pub fn json(&self) -> serde_json::Value {
+        use serde_json::json;
+        let value = |cell: &Cell| match cell {
+            Cell::Text(text) | Cell::Strong(text) => json!(text),
+            Cell::Number { value, .. } => json!(value),
+            Cell::Estimate { estimate, .. } => {
+                json!({"value": estimate.value, "low": estimate.low, "high": estimate.high})
+            }
+            Cell::Missing => serde_json::Value::Null,
+        };
+        json!({
+            "caption": self.caption,
+            "columns": self.columns.iter().map(|(head, _)| head).collect::<Vec<_>>(),
+            "rows": self.rows.iter().map(|row| row.iter().map(value).collect()).collect::<Vec<Vec<_>>>(),
+            "notes": self.notes,
+        })
     }
 
     /// GitHub-flavoured Markdown: caption, table, footnotes.
@@ -327,6 +368,14 @@ mod tests {
         let expected = "method,clip,clip low,clip high,paper\nbase & co_1,-1.5,-2.25,-0.5,31.97\n\
             a|b,2,,,\n\"none, yet\",,,,\n";
         assert_eq!(sample().csv(), expected);
+    }
+
+    #[test]
+    fn json_keeps_numbers_whole_and_says_null_where_there_is_none() {
+        let json = sample().json();
+        assert_eq!(json["columns"], serde_json::json!(["method", "clip", "paper"]));
+        assert_eq!(json["rows"][0][1], serde_json::json!({"value": -1.5, "low": -2.25, "high": -0.5}));
+        assert!(json["rows"][1][1]["low"].is_null() && json["rows"][2][2].is_null());
     }
 
     #[test]

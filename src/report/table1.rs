@@ -126,19 +126,7 @@ fn add_notes(study: &Study, table: &mut Table, numbers: &[Vec<Option<Estimate>>]
     methods.sort_unstable();
     methods.dedup();
     table.note(format!("Brackets: 95 % intervals ({}).", methods.join("; ")));
-    // The base trained nothing, so its single model is no shortage of seeds.
-    let conditional = crate::stats::crossed::CONDITIONAL;
-    let trained = study.design.methods.iter().filter(|method| method.role != Role::Control).zip(numbers);
-    let says_conditional = |e: &Estimate| e.note.as_deref().is_some_and(|note| note.contains(conditional));
-    if trained
-        .filter(|(method, _)| method.role != Role::Base)
-        .any(|(_, row)| row.iter().flatten().any(says_conditional))
-    {
-        table.note(format!(
-            "Fewer than {} training seeds: intervals are over prompts alone, {conditional}.",
-            crate::stats::crossed::LEAST_SEEDS
-        ));
-    }
+    table.note_few_seeds(study.design.first(&Role::Base).map(|base| base.label.as_str()));
     if study.design.methods.iter().any(|method| !method.paper.is_empty()) {
         table.note(NOT_COMPARABLE);
     }

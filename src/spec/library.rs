@@ -26,6 +26,18 @@ pub fn experiments(folder: &Path) -> Vec<String> {
     names(&EXPERIMENTS, folder)
 }
 
+/// The names of all studies: the experiments, and those in the folders below them, such as `search/ppd`.
+pub fn studies(folder: &Path) -> Vec<String> {
+    let mut studies = experiments(folder);
+    let below = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for below in below.map(|entry| entry.path()).filter(|path| path.is_dir() && !path.ends_with("profiles")) {
+        let name = below.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        studies.extend(names(&[], &below).into_iter().map(|study| format!("{name}/{study}")));
+    }
+    studies.sort_unstable();
+    studies
+}
+
 /// The names of all profiles, built in or in `folder/profiles`.
 pub fn profiles(folder: &Path) -> Vec<String> {
     names(&PROFILES, &folder.join("profiles"))
@@ -83,6 +95,8 @@ fn find(
 }
 
 fn read(path: PathBuf) -> Result<Text> {
-    let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let text = std::fs::read_to_string(&path).map_err(|fault| {
+        Error::Spec(format!("{}: cannot be read ({fault}); check the path, or name a study of experiments/", path.display()))
+    })?;
     Ok(Text { name: path.display().to_string(), text })
 }

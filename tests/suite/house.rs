@@ -177,6 +177,25 @@ fn only_the_roof_prints() {
 }
 
 #[test]
+fn plain_values_and_mathematics_touch_no_file() {
+    let values = [FLOORS[0], FLOORS[1], &["collective", "generate"]].concat();
+    for source in sources().iter().filter(|source| values.contains(&source.module.as_str())) {
+        for name in ["std::fs", "File::open", "File::create", "walkdir"] {
+            assert!(!code(source).contains(name), "{} uses {name}", source.path.display());
+        }
+    }
+}
+
+#[test]
+fn only_trainings_go_backward() {
+    // Beside them only the operation that makes its activations again on the way back.
+    for source in sources().iter().filter(|source| !["train", "pretrain"].contains(&source.module.as_str())) {
+        let goes_back = code(source).contains(".backward()");
+        assert!(!goes_back || source.path.ends_with("recompute.rs"), "{} goes backward", source.path.display());
+    }
+}
+
+#[test]
 fn only_one_module_draws_random_numbers() {
     for source in sources().iter().filter(|source| source.module != "rng") {
         for name in ["rand_chacha", "rand::", "thread_rng", "getrandom", "rand_like", "Tensor::rand"] {
@@ -215,11 +234,7 @@ fn outside_tests_nothing_unwraps_or_panics() {
 fn every_experiment_file_is_read() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments");
     let mut count = 0;
-    let searches = std::fs::read_dir(folder.join("search")).unwrap().filter_map(|entry| {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        name.strip_suffix(".toml").map(|name| format!("search/{name}"))
-    });
-    for study in ppd::spec::library::experiments(&folder).into_iter().chain(searches) {
+    for study in ppd::spec::library::studies(&folder) {
         let request = ppd::spec::Request { study, experiments: folder.clone(), ..Default::default() };
         ppd::spec::Spec::load(&request).unwrap();
         count += 1;
@@ -242,4 +257,19 @@ fn what_is_published_is_what_its_records_give() {
     };
     assert!(!ppd(&["verify", "results/released"]).contains(" 0 complete"), "there are records");
     ppd(&["report", "--released", "--check", "--splice", "README.md"]);
+}
+
+#[test]
+fn the_tracked_tree_stays_small() {
+    // A packed source tree has no index, and nothing to hold.
+    let Ok(repository) = git2::Repository::open(env!("CARGO_MANIFEST_DIR")) else { return };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let tracked = repository.index().unwrap();
+    let size = |entry: git2::IndexEntry| {
+        let path = root.join(String::from_utf8(entry.path).unwrap());
+        std::fs::metadata(path).map_or(0, |file| file.len())
+    };
+    let bytes: u64 = tracked.iter().map(size).sum();
+    assert!(bytes > 1 << 20, "the index lists the tree");
+    assert!(bytes <= 40 << 20, "the tracked tree has {:.1} MiB, at most 40 are allowed", bytes as f64 / 1048576.0);
 }
