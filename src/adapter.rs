@@ -162,7 +162,8 @@ impl Adapter {
         let blocks = self.blocks.iter();
         Ok(blocks
             .map(|block| {
-                let [keys, values] = [&block.to_k, &block.to_v].map(|weight| nn::linear(tokens, weight, None));
+                let [keys, values] =
+                    [&block.to_k, &block.to_v].map(|weight| nn::linear(tokens, weight, None));
                 Ok(KeyValue::new(Tensor::cat(&[keys?, values?], D::Minus1)?)) // (B, num_tokens, 2C)
             })
             .collect::<TensorResult<_>>()?)

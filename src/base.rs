@@ -77,7 +77,11 @@ fn pictures(decoded: &Tensor) -> Result<Vec<Image>> {
             // As a byte, what is no number would be a black pixel like any other.
             if let Some(value) = picture.iter().find(|value| !value.is_finite()) {
                 let what = "a decoded pixel".to_owned();
-                return Err(Error::NonFinite { what, value: (*value).into(), place: format!("image {index}") });
+                return Err(Error::NonFinite {
+                    what,
+                    value: (*value).into(),
+                    place: format!("image {index}"),
+                });
             }
             let bytes = picture.iter().map(|v| ((v + 1.0) * 127.5).round().clamp(0.0, 255.0) as u8).collect();
             Ok(Image::new(width, height, bytes))

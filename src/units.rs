@@ -99,7 +99,9 @@ impl TryFrom<String> for Digest {
         if hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
             return Ok(Self(hex));
         }
-        Err(Error::Spec(format!("`{hex}` is no SHA-256 digest: expected 64 hexadecimal digits in lower case")))
+        Err(Error::Spec(format!(
+            "`{hex}` is no SHA-256 digest: expected 64 hexadecimal digits in lower case"
+        )))
     }
 }
 

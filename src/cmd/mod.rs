@@ -178,9 +178,10 @@ impl Command {
     /// Its name, and which options it heeds of those that only some commands do.
     fn heeds(&self) -> (&'static str, &'static [&'static str]) {
         match self {
-            Self::Reproduce(_) => {
-                ("reproduce", &["--set", "--seeds", "--dry-run", "--quick", "--released", "--json", "--strict"])
-            }
+            Self::Reproduce(_) => (
+                "reproduce",
+                &["--set", "--seeds", "--dry-run", "--quick", "--released", "--json", "--strict"],
+            ),
             Self::Sweep(_) => {
                 ("sweep", &["--set", "--seeds", "--dry-run", "--quick", "--released", "--json", "--strict"])
             }

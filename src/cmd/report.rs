@@ -68,7 +68,11 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
         println!("stale: {}", path.display());
     }
     // Where there is nothing to compare, a check has shown nothing.
-    Ok(if !stale.is_empty() || (arguments.check && shown == 0) || (global.strict && broken) { Verdict::DoesNotHold } else { Verdict::Done })
+    Ok(if !stale.is_empty() || (arguments.check && shown == 0) || (global.strict && broken) {
+        Verdict::DoesNotHold
+    } else {
+        Verdict::Done
+    })
 }
 
 /// Renders what a run has just recorded.
@@ -91,7 +95,8 @@ fn folder_of(spec: &Spec, figures: &Path) -> PathBuf {
 fn print(outputs: &[report::Output], figures: &Path, written: usize, global: &Global) {
     if global.json {
         let tables = outputs.iter().flat_map(|output| &output.tables);
-        let tables: serde_json::Map<_, _> = tables.map(|(name, table)| (name.clone(), table.json())).collect();
+        let tables: serde_json::Map<_, _> =
+            tables.map(|(name, table)| (name.clone(), table.json())).collect();
         println!("{:#}", serde_json::json!({"figures": figures, "tables": tables}));
     } else if !global.quiet {
         for output in outputs.iter().filter(|output| output.figures.is_empty()) {

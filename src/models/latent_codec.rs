@@ -60,7 +60,8 @@ impl Level {
     fn refine(&self, xs: &Tensor) -> TensorResult {
         let (_, height, width, _) = xs.dims4()?;
         let flat = xs.flatten(1, 2)?;
-        let refined = self.blocks.iter().try_fold(flat, |xs, block| block.forward(&xs, (height, width), None))?;
+        let refined =
+            self.blocks.iter().try_fold(flat, |xs, block| block.forward(&xs, (height, width), None))?;
         refined.reshape(xs.shape())
     }
 }

@@ -14,12 +14,7 @@ use super::*;
 ///
 /// # Errors
 /// Where the shapes do not fit.
-pub fn depthwise_conv3x3(
-    xs: &Tensor,
-    size: (usize, usize),
-    weight: &Tensor,
-    bias: &Tensor,
-) -> TensorResult {
+pub fn depthwise_conv3x3(xs: &Tensor, size: (usize, usize), weight: &Tensor, bias: &Tensor) -> TensorResult {
     op::apply(Depthwise(size), &[xs, weight, bias])
 }
 
@@ -286,9 +281,9 @@ mod tests {
         on_each_device(|device| {
             for (h, w) in [(8, 8), (4, 5), (1, 3), (3, 1), (1, 1)] {
                 let (xs, k, b) =
-                    (var(device, &[2, h, w, 24], 0), var(device, &[24, 1, 3, 3], 1), var(device, &[24], 2));
-                let ours = depthwise_conv3x3(&xs, &k, &b).unwrap();
-                let theirs = depthwise_conv3x3(&double(&xs), &double(&k), &double(&b)).unwrap();
+                    (var(device, &[2, h * w, 24], 0), var(device, &[24, 1, 3, 3], 1), var(device, &[24], 2));
+                let ours = depthwise_conv3x3(&xs, (h, w), &k, &b).unwrap();
+                let theirs = depthwise_conv3x3(&double(&xs), (h, w), &double(&k), &double(&b)).unwrap();
                 same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&xs, &k, &b], 3e-6);
             }
         });

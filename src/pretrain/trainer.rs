@@ -155,7 +155,11 @@ impl Trainer {
         let norm = clip_gradients(&mut grads, self.optimisation.max_grad_norm)?;
         for (what, value) in [("the pretraining loss", total), ("the gradient's norm", norm)] {
             if !value.is_finite() {
-                return Err(Error::NonFinite { what: what.into(), value, place: format!("step {}", self.step) });
+                return Err(Error::NonFinite {
+                    what: what.into(),
+                    value,
+                    place: format!("step {}", self.step),
+                });
             }
         }
         let learning_rate = self.optimisation.learning_rate_at(self.step);

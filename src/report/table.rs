@@ -172,8 +172,7 @@ impl Table {
     /// Adds a footnote where an interval in any row but that of `exempt` is over prompts alone; the base,
     /// which trained nothing, has one model and lacks none.
     pub fn note_few_seeds(&mut self, exempt: Option<&str>) {
-        let is_exempt =
-            |row: &[Cell]| matches!((row.first(), exempt), (Some(Cell::Text(head)), Some(exempt)) if head == exempt);
+        let is_exempt = |row: &[Cell]| matches!((row.first(), exempt), (Some(Cell::Text(head)), Some(exempt)) if head == exempt);
         let is_conditional = |cell: &Cell| match cell {
             Cell::Estimate { estimate, .. } => {
                 estimate.note.as_deref().is_some_and(|note| note.contains(CONDITIONAL))

@@ -96,7 +96,10 @@ fn find(
 
 fn read(path: PathBuf) -> Result<Text> {
     let text = std::fs::read_to_string(&path).map_err(|fault| {
-        Error::Spec(format!("{}: cannot be read ({fault}); check the path, or name a study of experiments/", path.display()))
+        Error::Spec(format!(
+            "{}: cannot be read ({fault}); check the path, or name a study of experiments/",
+            path.display()
+        ))
     })?;
     Ok(Text { name: path.display().to_string(), text })
 }

@@ -392,7 +392,8 @@ impl Spec {
 /// Records of the same method and training seed under other settings, weights or data: one table cannot hold both.
 fn former_records(folder: &Path, cells: &[Cell], problems: &mut Problems) {
     let entries = std::fs::read_dir(folder.join("cells")).into_iter().flatten().flatten();
-    let standing: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(|path| record::is_record(path)).collect();
+    let standing: Vec<PathBuf> =
+        entries.map(|entry| entry.path()).filter(|path| record::is_record(path)).collect();
     for cell in cells {
         let kin = cell.id.rsplit_once('-').map_or(cell.id.as_str(), |(kin, _)| kin);
         let is_former = |path: &&PathBuf| {

@@ -158,13 +158,17 @@ fn pairs_that_are_cut_short_are_refused() {
 #[test]
 fn labels_by_other_weights_than_the_rewards_have_now_are_refused() {
     let root = with_assets();
-    let refusal =
-        || Spec::load(&request("table1", &[])).unwrap().resolve(&places(root.path())).unwrap_err().to_string();
+    let refusal = || {
+        Spec::load(&request("table1", &[])).unwrap().resolve(&places(root.path())).unwrap_err().to_string()
+    };
     let scores = root.path().join("assets/desk/pairs.scores.csv");
     let stale = [("hps".to_owned(), Digest::of(b"former weights"))].into();
     crate::data::scores::write_judges(&scores, &stale).unwrap();
     let message = refusal();
-    assert!(message.contains("`hps` scored the pairs by weights") && message.contains("ppd data score"), "{message}");
+    assert!(
+        message.contains("`hps` scored the pairs by weights") && message.contains("ppd data score"),
+        "{message}"
+    );
     std::fs::remove_file(&scores).unwrap();
     assert!(refusal().contains("pairs.scores.csv: is not there"), "{}", refusal());
 }

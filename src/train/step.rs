@@ -261,7 +261,11 @@ impl MicroBatch {
 }
 
 fn finite(what: &str, value: f64, step: usize) -> Result<()> {
-    if value.is_finite() { Ok(()) } else { Err(Error::NonFinite { what: what.into(), value, place: format!("step {step}") }) }
+    if value.is_finite() {
+        Ok(())
+    } else {
+        Err(Error::NonFinite { what: what.into(), value, place: format!("step {step}") })
+    }
 }
 
 fn host(errors: &Tensor) -> Result<Vec<f64>> {

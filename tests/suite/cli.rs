@@ -31,7 +31,9 @@ fn with_assets() -> tempfile::TempDir {
     let profile: toml::Table = toml::from_str(include_str!("../../experiments/profiles/desk.toml")).unwrap();
     let mut empty = 8u64.to_le_bytes().to_vec();
     empty.extend(b"{}      ");
-    for (section, bytes) in [("weights", empty.as_slice()), ("data", include_bytes!("../fixtures/data/mirror.parquet"))] {
+    for (section, bytes) in
+        [("weights", empty.as_slice()), ("data", include_bytes!("../fixtures/data/mirror.parquet"))]
+    {
         for file in profile[section].as_table().unwrap().values() {
             let path = root.path().join("assets").join(file.as_str().unwrap());
             // The prompts are the checkout's own: plans count them.

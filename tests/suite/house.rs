@@ -191,7 +191,11 @@ fn only_trainings_go_backward() {
     // Beside them only the operation that makes its activations again on the way back.
     for source in sources().iter().filter(|source| !["train", "pretrain"].contains(&source.module.as_str())) {
         let goes_back = code(source).contains(".backward()");
-        assert!(!goes_back || source.path.ends_with("recompute.rs"), "{} goes backward", source.path.display());
+        assert!(
+            !goes_back || source.path.ends_with("recompute.rs"),
+            "{} goes backward",
+            source.path.display()
+        );
     }
 }
 
@@ -271,5 +275,9 @@ fn the_tracked_tree_stays_small() {
     };
     let bytes: u64 = tracked.iter().map(size).sum();
     assert!(bytes > 1 << 20, "the index lists the tree");
-    assert!(bytes <= 40 << 20, "the tracked tree has {:.1} MiB, at most 40 are allowed", bytes as f64 / 1048576.0);
+    assert!(
+        bytes <= 40 << 20,
+        "the tracked tree has {:.1} MiB, at most 40 are allowed",
+        bytes as f64 / 1048576.0
+    );
 }

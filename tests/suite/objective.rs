@@ -61,8 +61,11 @@ fn dpo_equals_the_reference() {
     for run in ["dpo_beta1", "dpo_beta2000", "dpo_beta5000"] {
         let at = |what: &str| &golden[&format!("{run}.{what}")];
         let beta = meta[run]["beta"].as_f64().unwrap();
-        let config =
-            Config::Dpo(dpo::Config { beta: Beta::new(beta).unwrap(), half_factor: true, timesteps: TimestepCount::new(1.0).unwrap() });
+        let config = Config::Dpo(dpo::Config {
+            beta: Beta::new(beta).unwrap(),
+            half_factor: true,
+            timesteps: TimestepCount::new(1.0).unwrap(),
+        });
         let (policy_chosen, slope_chosen) = error(at("model_w"), at("target_w"));
         let (policy_rejected, slope_rejected) = error(at("model_l"), at("target_l"));
         let (reference_chosen, _) = error(at("ref_w"), at("target_w"));
@@ -90,8 +93,11 @@ fn extreme_margins_equal_the_reference() {
     let (golden, _) = golden("objective/losses.safetensors", "objective/meta.json");
     let margins = numbers(&golden["neg_logsigmoid.x"]);
     // With βT = 1 and the other errors zero, the margin is the rejected image's policy error.
-    let config =
-        Config::Dpo(dpo::Config { beta: Beta::new(1.0).unwrap(), half_factor: false, timesteps: TimestepCount::new(1.0).unwrap() });
+    let config = Config::Dpo(dpo::Config {
+        beta: Beta::new(1.0).unwrap(),
+        half_factor: false,
+        timesteps: TimestepCount::new(1.0).unwrap(),
+    });
     let zeros = vec![0.0; margins.len()];
     let errors = BatchErrors {
         policy_chosen: zeros.clone(),
@@ -115,7 +121,8 @@ fn extreme_margins_equal_the_reference() {
 fn three_ppd_steps_have_the_reference_losses() {
     let (golden, meta) = golden("stage_c/ppd_step.safetensors", "stage_c/ppd_step.json");
     let beta = Beta::new(meta["beta"].as_f64().unwrap()).unwrap();
-    let config = Config::Dpo(dpo::Config { beta, half_factor: true, timesteps: TimestepCount::new(1.0).unwrap() });
+    let config =
+        Config::Dpo(dpo::Config { beta, half_factor: true, timesteps: TimestepCount::new(1.0).unwrap() });
     for step in 0..3 {
         let at = |what: &str| &golden[&format!("step{step}.{what}")];
         let errors = BatchErrors {

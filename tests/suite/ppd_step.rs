@@ -132,7 +132,11 @@ fn three_ppd_steps_equal_torchs() {
         decay: Default::default(),
     };
     let beta = Beta::new(meta["beta"].as_f64().unwrap()).unwrap();
-    let objective = objective::Config::Dpo(dpo::Config { beta, half_factor: true, timesteps: TimestepCount::new(1.0).unwrap() });
+    let objective = objective::Config::Dpo(dpo::Config {
+        beta,
+        half_factor: true,
+        timesteps: TimestepCount::new(1.0).unwrap(),
+    });
 
     for step in 0..3 {
         let batch = Batch::of(&golden, step, &model);
