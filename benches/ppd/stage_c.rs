@@ -13,7 +13,7 @@ use ppd::models::stage_c::{self, KeyValue, StageC};
 use ppd::nn::workers::Workers;
 use ppd::objective::{self, dpo};
 use ppd::train::{MicroBatch, StepSettings, Stepper};
-use ppd::units::{Beta, GuidanceScale, Seed, Timestep};
+use ppd::units::{Beta, GuidanceScale, Seed, Timestep, TimestepCount};
 use ppd::weights::{Trainable, Weights};
 use serde_json::{Value, json};
 
@@ -94,7 +94,8 @@ pub fn step(inputs: &Path, threads: usize, reps: usize, cached: bool) -> Result<
     let (text, pooled, image, user) = (get("text")?, get("pooled")?, get("img")?, get("user")?);
     let (trainable, adapter) = exported.adapter()?;
     // As in the PyTorch twin: β = 2000 with its ½, over mean errors.
-    let dpo = dpo::Config { beta: Beta::new(2000.0)?, half_factor: true, timesteps: 1.0 };
+    let dpo =
+        dpo::Config { beta: Beta::new(2000.0)?, half_factor: true, timesteps: TimestepCount::new(1.0)? };
     let settings =
         StepSettings { objective: objective::Config::Dpo(dpo), weight_decay: 1e-2, max_grad_norm: 1e9 };
     let mut stepper = Stepper::new(&exported.denoiser, &trainable, settings, &workers, &Alone)?;

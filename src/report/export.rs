@@ -9,7 +9,9 @@ use svg2pdf::usvg;
 use super::plot::{FAMILY, FONT};
 use crate::error::{Error, Result};
 
-const PNG_PIXELS_PER_POINT: f64 = 3.0;
+const PIXELS_PER_POINT: f64 = 3.0;
+/// Where there are photographs, which are drawn larger than they are: more pixels would show nothing more.
+const PIXELS_PER_POINT_OF_PICTURES: f64 = 2.0;
 
 fn parse(svg: &str) -> Result<usvg::Tree> {
     static FONTS: OnceLock<Arc<usvg::fontdb::Database>> = OnceLock::new();
@@ -25,7 +27,7 @@ fn parse(svg: &str) -> Result<usvg::Tree> {
         .map_err(|e| Error::Shape(format!("a figure's SVG cannot be read: {e}")))
 }
 
-/// The PDF of an SVG that [`Scene::to_svg`] made: vectors, with real text in the embedded font.
+/// The PDF of an SVG that [`super::plot::Scene::to_svg`] made: vectors, with real text in the embedded font.
 ///
 /// # Errors
 /// Where the SVG cannot be converted.
@@ -57,14 +59,16 @@ fn sort_pictures(pdf: &mut [u8]) {
     }
 }
 
-/// The PNG of an SVG that [`Scene::to_svg`] made, three pixels to the point (216 per inch).
+/// The PNG of an SVG that [`super::plot::Scene::to_svg`] made, three pixels to the point (216 per inch), two where it holds
+/// pictures.
 ///
 /// # Errors
 /// Where the SVG cannot be drawn or encoded.
 pub fn to_png(svg: &str) -> Result<Vec<u8>> {
     use resvg::tiny_skia::{Pixmap, Transform};
     let tree = parse(svg)?;
-    let scale = (PNG_PIXELS_PER_POINT * 72.0 / 96.0) as f32;
+    let pixels = if svg.contains("<image") { PIXELS_PER_POINT_OF_PICTURES } else { PIXELS_PER_POINT };
+    let scale = (pixels * 72.0 / 96.0) as f32;
     let size = tree.size();
     let (width, height) = ((size.width() * scale).round() as u32, (size.height() * scale).round() as u32);
     let mut pixels = Pixmap::new(width, height)

@@ -18,6 +18,11 @@ fn json<T: serde::de::DeserializeOwned>(name: &str) -> T {
     serde_json::from_str(&std::fs::read_to_string(path(name)).unwrap()).unwrap()
 }
 
+/// The pictures that both models in Hugging Face's layout were shown.
+fn hf_pixels() -> Tensor {
+    read(&Weights::open(path("hf_pixel_values.safetensors")).unwrap(), "pixel_values")
+}
+
 fn read(file: &Weights, name: &str) -> Tensor {
     file.read(name, DType::F32, &Device::Cpu).unwrap()
 }
@@ -55,7 +60,7 @@ fn the_hugging_face_layout_equals_transformers() {
         let weights = Weights::open(path(&format!("{name}/model.safetensors"))).unwrap();
         let config: Config = json(&format!("{name}/config.json"));
         let clip = Clip::new(&config, weights.builder(DType::F32, &Device::Cpu)).unwrap();
-        let (pixels, tokens) = (read(&golden, "pixel_values"), tokens(&golden));
+        let (pixels, tokens) = (hf_pixels(), tokens(&golden));
         close(&clip.vision.embeddings(&pixels).unwrap(), &read(&golden, "image_features"), name);
         close(&clip.text.embeddings(&tokens).unwrap(), &read(&golden, "text_features"), name);
         let (images, texts) = (clip.image_features(&pixels).unwrap(), clip.text_features(&tokens).unwrap());
@@ -147,7 +152,7 @@ fn every_variable_of_a_trained_clip_gets_a_gradient() {
     let config: Config = json("hf_clip_gelu_pickscore/config.json");
     let trainable = Trainable::from_weights(weights.clone());
     let clip = Clip::new(&config, trainable.builder(&Device::Cpu)).unwrap();
-    let pixels = read(&golden, "pixel_values").narrow(0, 0, 3).unwrap();
+    let pixels = hf_pixels().narrow(0, 0, 3).unwrap();
     let (images, texts) =
         (clip.image_features(&pixels).unwrap(), clip.text_features(&tokens(&golden)).unwrap());
     let logits = texts.matmul(&images.t().unwrap()).unwrap();
