@@ -23,11 +23,38 @@ struct Item {
     bytes: u64,
 }
 
+/// What can go, with the locks that keep every run out of it until it is gone.
+#[derive(Default)]
+struct List {
+    items: Vec<Item>,
+    locks: Vec<FolderLock>,
+}
+
+impl List {
+    fn push(&mut self, path: PathBuf, what: &str) {
+        self.items.push(Item { bytes: bytes_in(&path), path, what: what.into() });
+    }
+
+    /// Takes a folder for as long as the list lives; one that somebody works in is not offered.
+    fn take(&mut self, folder: &Path, global: &Global) -> bool {
+        match FolderLock::acquire(folder) {
+            Ok(lock) => {
+                self.locks.push(lock);
+                true
+            }
+            Err(_) => {
+                terminal::say(global.quiet, &format!("{}: in use, left alone", folder.display()));
+                false
+            }
+        }
+    }
+}
+
 pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verdict> {
     if global.released {
         return Err(Error::Spec("--released: what is published is never cleaned; leave it out".into()).into());
     }
-    let items = list(arguments, global)?;
+    let List { items, locks: _locks } = list(arguments, global)?;
     let total: u64 = items.iter().map(|item| item.bytes).sum();
     if global.json {
         let items: Vec<_> = items
@@ -58,35 +85,35 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     Ok(Verdict::Done)
 }
 
-fn list(arguments: &Arguments, global: &Global) -> anyhow::Result<Vec<Item>> {
-    let mut items = Vec::new();
-    for folder in subfolders(&global.cache) {
-        items.push(Item { what: "cache".into(), bytes: bytes_in(&folder), path: folder });
+fn list(arguments: &Arguments, global: &Global) -> anyhow::Result<List> {
+    let mut list = List::default();
+    if global.cache.exists() && list.take(&global.cache, global) {
+        for folder in subfolders(&global.cache) {
+            list.push(folder, "cache");
+        }
     }
     for study in subfolders(&global.results) {
         if study.file_name().is_some_and(|name| name == RELEASED) {
             continue;
         }
         for profile in subfolders(&study) {
-            // A folder that somebody works in is not offered; the lock is let go at once, nothing is made.
-            if profile.join(".lock").exists() && FolderLock::acquire(&profile).is_err() {
-                terminal::say(global.quiet, &format!("{}: in use, left alone", profile.display()));
+            // No run, no lock file; none is made.
+            if profile.join(".lock").exists() && !list.take(&profile, global) {
                 continue;
             }
             let quick = profile.file_name().is_some_and(|name| name.to_string_lossy().contains("-quick"));
             if quick || arguments.records {
-                let what = if quick { "smoke run" } else { "records" };
-                items.push(Item { what: what.into(), bytes: bytes_in(&profile), path: profile });
+                list.push(profile, if quick { "smoke run" } else { "records" });
                 continue;
             }
             for cell in record::cell_folders(&profile)? {
                 if record::read_header(&cell).is_ok_and(|header| header.finished.is_none()) {
-                    items.push(Item { what: "unfinished record".into(), bytes: bytes_in(&cell), path: cell });
+                    list.push(cell, "unfinished record");
                 }
             }
         }
     }
-    Ok(items)
+    Ok(list)
 }
 
 fn subfolders(folder: &Path) -> Vec<PathBuf> {

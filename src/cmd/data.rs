@@ -144,6 +144,7 @@ fn make(
     compute: &Compute,
     progress: &Progress,
 ) -> Result<Vec<Judged>> {
+    let _cache = global.use_cache()?;
     let base = compute.base(profile, &global.assets)?;
     let (seed, count) = (recipe.seed, recipe.pairs as usize);
     let captions: Vec<String> = (0..count as u64)

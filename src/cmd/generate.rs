@@ -2,6 +2,7 @@
 
 mod model;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use super::cell::{CONSTANT_USER, sampling};
@@ -13,6 +14,8 @@ use crate::data::{images, prompts};
 use crate::error::{Error, Result, nearest};
 use crate::generate::{Request, sample};
 use crate::image::{self, Cell, Sheet};
+use crate::launch::Look;
+use crate::provenance::Provenance;
 use crate::spec::{Condition, Spec};
 use crate::units::Seed;
 
@@ -78,6 +81,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     let condition: Condition = arguments.user.as_deref().unwrap_or("none").parse()?;
     let user = user(&condition, &spec, adapter.as_ref())?;
     let requests = requests(arguments, global, &spec)?;
+    log_look(&requests, global, &spec)?;
 
     let progress = progress(global)?;
     progress.begin("sample", requests.len());
@@ -174,6 +178,19 @@ fn user(condition: &Condition, spec: &Spec, adapter: Option<&Adapter>) -> Result
             users.join(", ")
         ))),
     }
+}
+
+/// Logs a look at the test prompts, where one of them is among the requests.
+fn log_look(requests: &[Request], global: &Global, spec: &Spec) -> Result<()> {
+    let test = prompts::read(&spec.profile.data_in(&global.assets, "test")?)?.prompts;
+    let texts: HashSet<&str> = test.iter().map(|prompt| prompt.text.as_str()).collect();
+    if !requests.iter().any(|request| texts.contains(request.prompt.as_str())) {
+        return Ok(());
+    }
+    let outputs = [global.results.as_path(), &global.figures];
+    let (provenance, _) = Provenance::gather(Path::new("."), &outputs, global.threads(), "")?;
+    let look = Look { study: "ppd generate", profile: &spec.label, cells: 0, seeds: &[] };
+    look.log(&global.results, provenance.git.as_ref())
 }
 
 fn requests(arguments: &Arguments, global: &Global, spec: &Spec) -> Result<Vec<Request>> {

@@ -28,6 +28,7 @@ use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Su
 use self::device::Compute;
 use crate::error::Error;
 use crate::progress::Progress;
+use crate::record::FolderLock;
 use crate::spec::{Places, Request, Seeds, Size};
 
 /// A reproducible research harness for Personalized Preference Fine-tuning of diffusion models.
@@ -163,6 +164,11 @@ impl Global {
             cache: self.cache.clone(),
             assets: self.assets.clone(),
         }
+    }
+
+    /// Keeps `ppd clean` out of the cache for as long as the lock lives.
+    fn use_cache(&self) -> crate::error::Result<FolderLock> {
+        FolderLock::share(&self.cache)
     }
 
     fn compute(&self) -> crate::error::Result<Compute> {

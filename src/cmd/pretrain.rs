@@ -79,6 +79,7 @@ impl Model {
 
 pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verdict> {
     let name = arguments.model.name();
+    let _cache = global.use_cache()?;
     let folder = global.cache.join("pretrain").join(name);
     std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
     let installed = global.assets.join("desk").join(arguments.model.installed());

@@ -153,6 +153,7 @@ fn print_columns<const N: usize>(lines: &[[String; N]]) {
 /// Runs what is missing, and says how it went.
 fn execute(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
     let progress = progress(global)?;
+    let _cache = global.use_cache()?;
     let compute = Compute::together(global.device, global.threads(), &global.cache)?;
     let laboratory = Laboratory::new(plan, &compute);
     for method in plan.spec.methods.iter().filter(|method| method.objective.is_some()) {

@@ -5,10 +5,12 @@
 //! one run, [`Ranks`] says which this is, and they find each other in a [`meeting`].
 
 pub mod local;
+mod looks;
 pub mod meeting;
 mod ranks;
 mod session;
 
+pub use looks::Look;
 pub use ranks::Ranks;
 pub use session::Session;
 

@@ -1,10 +1,10 @@
 //! What all cells of one run share: where the code stands, on which machine, by which binary.
 
-use std::io::Write as _;
 use std::path::Path;
 
+use super::Look;
 use crate::error::{Error, Result};
-use crate::provenance::{Provenance, binary_digest, now};
+use crate::provenance::{Provenance, binary_digest};
 use crate::record::replace_file;
 use crate::spec::{Plan, Prompts};
 use crate::units::Digest;
@@ -47,27 +47,8 @@ impl Session {
         if plan.spec.data.prompts != Prompts::Test {
             return Ok(());
         }
-        let path = plan.places.results.join("test-looks.csv");
-        let mut file = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(Error::io("open", &path))?;
-        let mut text = String::new();
-        if file.metadata().map_err(Error::io("read", &path))?.len() == 0 {
-            text.push_str("time,study,profile,cells,train_seeds,commit,changed\n");
-        }
-        let git = self.provenance.git.as_ref();
-        let seeds: Vec<String> = plan.spec.seeds.get().iter().map(|seed| seed.get().to_string()).collect();
-        text.push_str(&format!(
-            "{},{},{},{pending},{},{},{}\n",
-            now(),
-            plan.spec.name,
-            plan.spec.label,
-            seeds.join(" "),
-            git.and_then(|git| git.commit.as_deref()).unwrap_or("unknown"),
-            git.map_or("unknown", |git| if git.diff.is_some() { "yes" } else { "no" }),
-        ));
-        file.write_all(text.as_bytes()).map_err(Error::io("write", &path))
+        let (study, profile) = (&plan.spec.name, &plan.spec.label);
+        let look = Look { study, profile, cells: pending, seeds: plan.spec.seeds.get() };
+        look.log(&plan.places.results, self.provenance.git.as_ref())
     }
 }

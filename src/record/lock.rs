@@ -1,8 +1,8 @@
-//! The lock of a results folder: one run at a time.
+//! The lock of a folder: one run at a time in a results folder, any number of them beside each other in a cache.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
@@ -15,20 +15,12 @@ pub struct FolderLock {
 }
 
 impl FolderLock {
-    /// Takes the folder, making it where it is missing.
+    /// Takes the folder for this process alone, making it where it is missing.
     ///
     /// # Errors
-    /// Where another process holds it (the message names its id), or where the system refuses.
+    /// Where another process holds or shares it (the message names its id if it holds it), or where the system refuses.
     pub fn acquire(folder: &Path) -> Result<Self> {
-        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-        let path = folder.join(".lock");
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(Error::io("open", &path))?;
+        let (mut file, path) = open(folder)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -53,6 +45,37 @@ impl FolderLock {
             .map_err(Error::io("write", &path))?;
         Ok(Self { file })
     }
+
+    /// Uses the folder beside others that share it, making it where it is missing; [`Self::acquire`] is refused to all
+    /// until the last of them is done.
+    ///
+    /// # Errors
+    /// Where another process holds the folder alone, or where the system refuses.
+    pub fn share(folder: &Path) -> Result<Self> {
+        let (file, path) = open(folder)?;
+        match file.try_lock_shared() {
+            Ok(()) => Ok(Self { file }),
+            Err(TryLockError::WouldBlock) => Err(Error::data(
+                folder,
+                "another process is clearing it (ppd clean); wait for it, or choose another folder with --cache DIR",
+            )),
+            Err(TryLockError::Error(source)) => Err(Error::Io { action: "lock", path, source }),
+        }
+    }
+}
+
+/// The lock file of a folder, and its path.
+fn open(folder: &Path) -> Result<(File, PathBuf)> {
+    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    let path = folder.join(".lock");
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(Error::io("open", &path))?;
+    Ok((file, path))
 }
 
 impl Drop for FolderLock {

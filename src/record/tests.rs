@@ -200,6 +200,19 @@ fn one_writer_at_a_time() {
 }
 
 #[test]
+fn who_shares_a_folder_keeps_it_from_being_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = [(); 2].map(|()| FolderLock::share(folder.path()).unwrap());
+    drop(first);
+    assert!(FolderLock::acquire(folder.path()).unwrap_err().to_string().contains("another process"));
+    drop(second);
+    let alone = FolderLock::acquire(folder.path()).unwrap();
+    assert!(FolderLock::share(folder.path()).unwrap_err().to_string().contains("ppd clean"));
+    drop(alone);
+    FolderLock::share(folder.path()).unwrap();
+}
+
+#[test]
 fn the_same_image_in_two_records_is_refused() {
     let root = tempfile::tempdir().unwrap();
     for cell in ["a", "b"] {

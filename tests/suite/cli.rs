@@ -191,6 +191,10 @@ fn clean_says_what_it_frees_and_keeps_what_is_complete() {
     let (out, _) = expect(root.path(), 0, &["clean", "--dry-run"]);
     assert!(out.contains("5 kB  cache/adapters") && out.contains("would be freed"), "{out}");
     assert!(adapters.exists());
+    let run = ppd::record::FolderLock::share(&root.path().join("cache")).unwrap();
+    assert!(expect(root.path(), 0, &["clean"]).1.contains("cache: in use, left alone"));
+    assert!(adapters.exists(), "a run works with it");
+    drop(run);
     expect(root.path(), 0, &["clean"]);
     assert!(!adapters.exists() && kept.exists());
     assert!(expect(root.path(), 0, &["clean"]).0.contains("nothing to free"));

@@ -84,8 +84,8 @@ impl Batch {
 
 /// A parameter before the first step.
 ///
-/// The fixture's `init.*` were stored by reference and hold the values *after* the last step, so the start is undone from
-/// the first: AdamW's first step is `θ(1 − ηλ) − η·g/(|g| + ε)`, whatever its moments' decay.
+/// The fixture has no start (the reference stored it by reference: it held the values *after* the last step), so it is
+/// undone from the first step: AdamW's first step is `θ(1 − ηλ) − η·g/(|g| + ε)`, whatever its moments' decay.
 fn start(golden: &Weights, name: &str, rate: f64) -> Tensor {
     let (after, gradient) = (format!("step0.after.{name}"), format!("step0.grad.{name}"));
     let after = read(golden, &after);

@@ -194,6 +194,11 @@ fn images_are_made_and_scored_and_faults_say_the_way_out() {
     let two = ["a red star", "a small blue ring", "--images", "2", "--out", "images", "--grid", "grid.png"];
     expect(root.path(), 0, &generate(&two));
     assert!(root.path().join("grid.png").exists());
+    let looks = root.path().join("results/test-looks.csv");
+    assert!(!looks.exists(), "none of these is a test prompt");
+    let test = format!("{}/experiments/prompts/desk-test.tsv", env!("CARGO_MANIFEST_DIR"));
+    expect(root.path(), 0, &generate(&["--prompts", &test, "--count", "1", "--grid", "test.png"]));
+    assert!(std::fs::read_to_string(looks).unwrap().contains(",ppd generate,desk"));
     let scored = expect(root.path(), 0, &["score", "images", "--retrieval", "2"]);
     assert!(text(&scored.stderr).contains("retrieval of 2 by clip-twin"), "{}", text(&scored.stderr));
     let scored = text(&scored.stdout);
