@@ -37,6 +37,7 @@ ROWS = [
     ("layer-norm", "layer-norm", 1e-4),
     ("grn", "grn", 1e-4),
     ("gelu", "gelu", 1e-4),
+    ("gelu-grn", "gelu-grn", 1e-4),
     ("modulate", "modulate", 1e-4),
     ("attention", "attention", 1e-4),
     ("squared-error", "squared-error", 1e-4),
@@ -186,7 +187,8 @@ def print_table(rows, runs, arguments):
     refused = 0
     for ours, theirs, tolerance in rows:
         left, right = runs["ppd", ours], runs["torch", theirs]
-        reason = why_not_comparable(left[0], right[0], tolerance)
+        reasons = [why_not_comparable(*round, tolerance) for round in zip(left, right)]
+        reason = next(filter(None, reasons), None)
         refused += reason is not None
         cells = [ours, theirs, "–", "–", f"not comparable: {reason}", "–"] if reason else line(ours, theirs, left, right)
         print("|", " | ".join(cells), "|")

@@ -58,7 +58,7 @@ pub fn sample(
     let (device, unconditional) = (&base.prior.device, sampling.unconditional_user);
     let branch = user.map(|(adapter, vector)| UserBranch::new(adapter, vector, unconditional, device));
     let branch = branch.transpose()?;
-    let batches: Vec<&[Request]> = requests.chunks(BATCH).collect();
+    let batches: Vec<&[Request]> = requests.chunks(batch(requests.len(), workers.count())).collect();
     let stopped = std::sync::atomic::AtomicBool::new(false);
     let images = workers.map(&batches, |_, batch| {
         if stopped.load(std::sync::atomic::Ordering::Relaxed) {
@@ -193,8 +193,14 @@ impl Noise {
     }
 }
 
-/// Images sampled at once by one worker.
-const BATCH: usize = 8;
+/// The most images that one worker samples at once.
+const BATCH: usize = 16;
+
+/// Images that one worker samples at once, so that all of them are busy to the end.
+fn batch(images: usize, workers: usize) -> usize {
+    let rounds = images.div_ceil(BATCH * workers).max(1);
+    images.div_ceil(rounds * workers).max(1)
+}
 
 /// One user's keys and values, and those that the unconditional half gets.
 pub struct UserBranch {
@@ -215,7 +221,9 @@ impl UserBranch {
     ) -> Result<Self> {
         let branch = |vector: &[f32]| {
             let vector = Tensor::from_slice(vector, (1, vector.len()), device)?;
-            adapter.key_values(&adapter.tokens(&vector)?)
+            let branch = adapter.key_values(&adapter.tokens(&vector)?)?;
+            // Nothing goes back from here: what an adapter in training would keep for that grows with every step.
+            branch.iter().map(|kv| Ok(kv.map(|t| Ok(t.detach()))?)).collect::<Result<Vec<_>>>()
         };
         let conditional = branch(vector)?;
         let unconditional = match unconditional {

@@ -12,6 +12,7 @@ use crate::models::clip::{TextConfig, TextTower};
 use crate::models::layout;
 use crate::models::stage_c::{self, StageC};
 use crate::models::tokenizer::Tokenizer;
+use crate::provenance::free_memory;
 use crate::scenes::words;
 use crate::weights::Weights;
 
@@ -49,7 +50,7 @@ impl Prior {
         let config: DenoiserConfig = read_config(&denoiser.with_file_name("config.json"))?;
         let text = Weights::open(denoiser.with_file_name("text_encoder.safetensors"))?;
         Ok(Self {
-            denoiser: StageC::new(&config.prior, Weights::open(denoiser)?.builder(dtype, device))?,
+            denoiser: open_denoiser(&config.prior, &Weights::open(denoiser)?, dtype, device)?,
             text: TextTower::new(&config.text_encoder, text.builder(DType::F32, device))?,
             tokenizer: Tokenizer::desk(&words())?,
             schedule: Schedule::default(),
@@ -180,7 +181,40 @@ fn first_there(folder: &Path, names: &[&str]) -> Result<PathBuf> {
 
 fn open_diffusers(file: &Path, dtype: DType, device: &Device) -> Result<StageC> {
     let config: stage_c::Config = read_config(&file.with_file_name("config.json"))?;
-    StageC::new(&config, Weights::open(file)?.builder(dtype, device))
+    open_denoiser(&config, &Weights::open(file)?, dtype, device)
+}
+
+/// Loads a denoiser, if the device can hold it.
+fn open_denoiser(
+    config: &stage_c::Config,
+    weights: &Weights,
+    dtype: DType,
+    device: &Device,
+) -> Result<StageC> {
+    has_room(weights, dtype, free_memory(device))?;
+    StageC::new(config, weights.builder(dtype, device))
+}
+
+/// Refuses weights that do not fit into `free` bytes, before minutes are spent on loading them.
+fn has_room(weights: &Weights, dtype: DType, free: Option<u64>) -> Result<()> {
+    let needed = weights.bytes_in(dtype);
+    match free {
+        Some(free) if free < needed => {
+            let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+            let half = if dtype == DType::F32 { "bf16 halves what they take; or " } else { "" };
+            Err(Error::weights(
+                weights.path(),
+                format!(
+                    "the tensors take {:.2} GB of memory in {}, and {:.2} GB are free; {half}choose a smaller model or \
+                     another --device, or end what else runs",
+                    gigabytes(needed),
+                    dtype.as_str(),
+                    gigabytes(free)
+                ),
+            ))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Opens one of Stability's files, which come without a config: their width tells which model it is.
@@ -207,5 +241,25 @@ fn open_stability(file: &Path, dtype: DType, device: &Device) -> Result<StageC> 
         true => weights.builder_in(layout::stability, dtype, device),
         false => weights.builder(dtype, device),
     };
+    has_room(&weights, dtype, free_memory(device))?;
     StageC::new(&config, builder)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_that_do_not_fit_are_refused_before_they_are_loaded() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/stage_c/prior.safetensors");
+        let weights = Weights::open(path).unwrap();
+        let needed = weights.bytes_in(DType::F32);
+        assert_eq!(needed, 2 * weights.bytes_in(DType::BF16));
+        has_room(&weights, DType::F32, Some(needed)).unwrap();
+        has_room(&weights, DType::F32, None).unwrap();
+        let message = has_room(&weights, DType::F32, Some(needed - 1)).unwrap_err().to_string();
+        for part in ["prior.safetensors", "GB are free", "bf16", "--device"] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
 }

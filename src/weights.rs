@@ -155,6 +155,14 @@ impl Weights {
         }
     }
 
+    /// The bytes that all its tensors take in the given precision.
+    pub fn bytes_in(&self, dtype: DType) -> u64 {
+        let elements = |name| self.shape(name).map_or(0, |shape| shape.iter().product::<usize>());
+        let own: usize = self.names().into_iter().map(elements).sum();
+        let beneath = self.0.beneath.as_ref().map_or(0, |beneath| beneath.bytes_in(dtype));
+        (own * dtype.size_in_bytes()) as u64 + beneath
+    }
+
     /// The shape stored under a key, where there is one.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
         match &self.0.source {

@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
+use candle_core::Tensor;
 use serde_json::{Value, json};
 
 /// Repetitions that are not counted.
@@ -28,6 +29,14 @@ impl Measured {
         });
         println!("{line}");
     }
+}
+
+/// Adds to a shape what a tensor says of its precision and device, and how many threads compute.
+pub fn circumstances(shape: &mut Value, tensor: &Tensor, threads: usize) {
+    let device = if tensor.device().is_cuda() { "cuda" } else { "cpu" };
+    shape["dtype"] = tensor.dtype().as_str().into();
+    shape["device"] = device.into();
+    shape["threads"] = threads.into();
 }
 
 /// Seconds of each of `reps` calls, after some that warm up, and what the first call gave.

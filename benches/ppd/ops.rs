@@ -6,7 +6,7 @@ use candle_core::{D, Device, Tensor, Var};
 use ppd::nn::{self, KeyValue};
 use serde_json::{Value, json};
 
-use crate::measured::{Measured, time};
+use crate::measured::{Measured, circumstances, time};
 
 /// Images, side of the picture, channels of the deeper level.
 const BATCH: usize = 32;
@@ -35,7 +35,7 @@ fn mean_square(xs: &Tensor) -> Result<f64> {
 
 /// Forward and backward of `op` on variables of the given shapes; the gradient of the sum of squares goes back.
 fn forward_and_backward(
-    (threads, reps): (usize, usize),
+    reps: usize,
     shape: Value,
     variables: &[&[usize]],
     op: impl Fn(&[Tensor]) -> Result<Tensor>,
@@ -53,88 +53,89 @@ fn forward_and_backward(
     })?;
     let check = vec![mean_square(&check.0)?, mean_square(&check.1)?];
     let mut shape = shape;
-    for (key, value) in [("dtype", json!("f32")), ("threads", json!(threads)), ("device", json!("cpu"))] {
-        shape[key] = value;
-    }
+    circumstances(&mut shape, &inputs[0], rayon::current_num_threads());
     Ok(Measured { shape, seconds, check })
 }
 
 /// A linear map of all positions, as into the MLP of a residual block.
-pub fn linear(threads: usize, reps: usize) -> Result<Measured> {
+pub fn linear(reps: usize) -> Result<Measured> {
     let (weight, bias) = (numbers(&[4 * WIDTH, WIDTH], 11)?, numbers(&[4 * WIDTH], 12)?);
     let rows = [BATCH, SIDE * SIDE, WIDTH];
-    forward_and_backward((threads, reps), json!({"input": rows, "weight": weight.dims()}), &[&rows], |xs| {
+    forward_and_backward(reps, json!({"input": rows, "weight": weight.dims()}), &[&rows], |xs| {
         Ok(nn::linear(&xs[0], &weight, Some(&bias))?)
     })
 }
 
 /// A 1×1 convolution, which is a linear map where channels come last.
-pub fn pointwise_conv(threads: usize, reps: usize) -> Result<Measured> {
+pub fn pointwise_conv(reps: usize) -> Result<Measured> {
     let (weight, bias) = (numbers(&[WIDTH, WIDTH / 2], 11)?, numbers(&[WIDTH], 12)?);
     let rows = [BATCH, SIDE, SIDE, WIDTH / 2];
-    forward_and_backward((threads, reps), json!({"input": rows, "weight": weight.dims()}), &[&rows], |xs| {
+    forward_and_backward(reps, json!({"input": rows, "weight": weight.dims()}), &[&rows], |xs| {
         Ok(nn::linear(&xs[0], &weight, Some(&bias))?)
     })
 }
 
 /// The depthwise 3×3 convolution of a residual block.
-pub fn depthwise_conv(threads: usize, reps: usize) -> Result<Measured> {
+pub fn depthwise_conv(reps: usize) -> Result<Measured> {
     let (weight, bias) = (numbers(&[WIDTH, 1, 3, 3], 11)?, numbers(&[WIDTH], 12)?);
     let rows = [BATCH, SIDE, SIDE, WIDTH];
-    forward_and_backward((threads, reps), json!({"input": rows, "weight": weight.dims()}), &[&rows], |xs| {
+    forward_and_backward(reps, json!({"input": rows, "weight": weight.dims()}), &[&rows], |xs| {
         Ok(nn::depthwise_conv3x3(&xs[0].flatten(1, 2)?, (SIDE, SIDE), &weight, &bias)?)
     })
 }
 
 /// Layer normalisation over channels.
-pub fn layer_norm(threads: usize, reps: usize) -> Result<Measured> {
+pub fn layer_norm(reps: usize) -> Result<Measured> {
     let rows = [BATCH, SIDE, SIDE, WIDTH];
-    forward_and_backward((threads, reps), json!({"input": rows}), &[&rows], |xs| {
-        Ok(nn::layer_norm(&xs[0], None, 1e-6)?)
-    })
+    forward_and_backward(reps, json!({"input": rows}), &[&rows], |xs| Ok(nn::layer_norm(&xs[0], None, 1e-6)?))
 }
 
 /// Global response normalisation within the MLP.
-pub fn grn(threads: usize, reps: usize) -> Result<Measured> {
+pub fn grn(reps: usize) -> Result<Measured> {
     let (gamma, beta) = (numbers(&[4 * WIDTH], 11)?, numbers(&[4 * WIDTH], 12)?);
     let rows = [BATCH, SIDE * SIDE, 4 * WIDTH];
-    forward_and_backward((threads, reps), json!({"input": rows}), &[&rows], |xs| {
-        Ok(nn::grn(&xs[0], &gamma, &beta)?)
-    })
+    forward_and_backward(reps, json!({"input": rows}), &[&rows], |xs| Ok(nn::grn(&xs[0], &gamma, &beta)?))
 }
 
 /// The MLP's non-linearity.
-pub fn gelu(threads: usize, reps: usize) -> Result<Measured> {
+pub fn gelu(reps: usize) -> Result<Measured> {
     let rows = [BATCH, SIDE * SIDE, 4 * WIDTH];
-    forward_and_backward((threads, reps), json!({"input": rows}), &[&rows], |xs| Ok(nn::gelu_erf(&xs[0])?))
+    forward_and_backward(reps, json!({"input": rows}), &[&rows], |xs| Ok(nn::gelu_erf(&xs[0])?))
+}
+
+/// Both as the one operation that a residual block runs.
+pub fn gelu_grn(reps: usize) -> Result<Measured> {
+    let (gamma, beta) = (numbers(&[4 * WIDTH], 11)?, numbers(&[4 * WIDTH], 12)?);
+    let rows = [BATCH, SIDE * SIDE, 4 * WIDTH];
+    forward_and_backward(reps, json!({"input": rows}), &[&rows], |xs| {
+        Ok(nn::gelu_grn(&xs[0], &gamma, &beta)?)
+    })
 }
 
 /// The timestep's scale and shift.
-pub fn modulate(threads: usize, reps: usize) -> Result<Measured> {
+pub fn modulate(reps: usize) -> Result<Measured> {
     let (scale, shift) = (numbers(&[BATCH, WIDTH], 11)?, numbers(&[BATCH, WIDTH], 12)?);
     let rows = [BATCH, SIDE * SIDE, WIDTH];
-    forward_and_backward((threads, reps), json!({"input": rows}), &[&rows], |xs| {
+    forward_and_backward(reps, json!({"input": rows}), &[&rows], |xs| {
         Ok(nn::modulate(&xs[0], &scale, &shift)?)
     })
 }
 
 /// Attention of all positions to themselves and the text, and beside it to the user.
-pub fn attention(threads: usize, reps: usize) -> Result<Measured> {
+pub fn attention(reps: usize) -> Result<Measured> {
     let (rows, text) = ([BATCH, SIDE * SIDE, 3 * WIDTH], [BATCH, TEXT, 2 * WIDTH]);
     let user = [BATCH, USER, 2 * WIDTH];
     let shape = json!({"qkv": rows, "text": text, "user": user, "heads": HEADS});
     let text = KeyValue::new(numbers(&text, 11)?);
-    forward_and_backward((threads, reps), shape, &[&rows, &user], |xs| {
+    forward_and_backward(reps, shape, &[&rows, &user], |xs| {
         let user = KeyValue::new(xs[1].clone());
         Ok(nn::decoupled_attention(&xs[0], &text, Some(&user), HEADS)?)
     })
 }
 
 /// Each sample's mean squared error.
-pub fn squared_error(threads: usize, reps: usize) -> Result<Measured> {
+pub fn squared_error(reps: usize) -> Result<Measured> {
     let rows = [BATCH, 16, 4 * SIDE, 4 * SIDE];
     let target = numbers(&rows, 11)?;
-    forward_and_backward((threads, reps), json!({"input": rows}), &[&rows], |xs| {
-        Ok(nn::squared_error(&xs[0], &target)?)
-    })
+    forward_and_backward(reps, json!({"input": rows}), &[&rows], |xs| Ok(nn::squared_error(&xs[0], &target)?))
 }

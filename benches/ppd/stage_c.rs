@@ -17,7 +17,7 @@ use ppd::units::{Beta, GuidanceScale, Seed, Timestep, TimestepCount};
 use ppd::weights::{Trainable, Weights};
 use serde_json::{Value, json};
 
-use crate::measured::{Measured, time};
+use crate::measured::{Measured, circumstances, time};
 
 /// Pairs of one micro-batch, as in training.
 const MICRO_BATCH: usize = 4;
@@ -74,15 +74,12 @@ impl Exported {
 }
 
 /// Everything about a measurement that must agree before two may be compared.
-fn shape(exported: &Exported, threads: usize) -> Result<Value> {
-    Ok(json!({
-        "latent": exported.input("x0w")?.dims(),
-        "text": exported.input("text")?.dims(),
-        "user": exported.input("user")?.dims(),
-        "dtype": "f32",
-        "threads": threads,
-        "device": "cpu",
-    }))
+fn shape(exported: &Exported, workers: &Workers) -> Result<Value> {
+    let latents = exported.input("x0w")?;
+    let (text, user) = (exported.input("text")?, exported.input("user")?);
+    let mut shape = json!({"latent": latents.dims(), "text": text.dims(), "user": user.dims()});
+    circumstances(&mut shape, &latents, workers.count());
+    Ok(shape)
 }
 
 /// One PPD step on all pairs; with `cached`, the reference's errors are those of the first.
@@ -129,7 +126,7 @@ pub fn step(inputs: &Path, threads: usize, reps: usize, cached: bool) -> Result<
         Ok(())
     })?;
     losses.truncate(3);
-    Ok(Measured { shape: shape(&exported, threads)?, seconds, check: losses })
+    Ok(Measured { shape: shape(&exported, &workers)?, seconds, check: losses })
 }
 
 /// Guided sampling of all images.
@@ -162,6 +159,8 @@ pub fn sample(inputs: &Path, threads: usize, reps: usize, num_steps: usize) -> R
         )?;
         let text = exported.denoiser.key_values(&tokens)?;
         let user = adapter.key_values(&with_zeros(part(&user)?)?)?;
+        let user: Vec<KeyValue> =
+            user.iter().map(|kv| kv.map(|t| Ok(t.detach()))).collect::<candle_core::Result<_>>()?;
         process.sample(
             &part(&start)?,
             |latents, timestep| {
@@ -176,7 +175,7 @@ pub fn sample(inputs: &Path, threads: usize, reps: usize, num_steps: usize) -> R
         let parts = workers.map(&parts, |_, first| part_of(first));
         Ok(Tensor::cat(&parts.into_iter().collect::<ppd::error::Result<Vec<_>>>()?, 0)?)
     })?;
-    let mut shape = shape(&exported, threads)?;
+    let mut shape = shape(&exported, &workers)?;
     shape["steps"] = json!(num_steps);
     let check = vec![f64::from(latents.sqr()?.flatten_all()?.mean(D::Minus1)?.to_scalar::<f32>()?)];
     Ok(Measured { shape, seconds, check })

@@ -38,6 +38,14 @@ def peak_bytes(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def circumstances(tensor):
+    """What a tensor says of its precision and device, and torch of its threads."""
+    import torch
+
+    dtype = {torch.float32: "f32", torch.bfloat16: "bf16"}[tensor.dtype]
+    return {"dtype": dtype, "threads": torch.get_num_threads(), "device": tensor.device.type}
+
+
 # ── Stage C ──
 
 PAIRS, SIDE, STEPS = 16, 16, 30
@@ -137,10 +145,9 @@ class StageC:
             if name not in exported or not torch.equal(exported[name], value):
                 raise SystemExit(f"{folder}: {name} is not what this version draws; export the folder again")
 
-    def shape(self, threads):
+    def shape(self):
         inputs = {"latent": "x0w", "text": "text", "user": "user"}
-        shape = {name: list(self.inputs[key].shape) for name, key in inputs.items()}
-        return shape | {"dtype": "f32", "threads": threads, "device": "cpu"}
+        return {name: list(self.inputs[key].shape) for name, key in inputs.items()} | circumstances(self.inputs["x0w"])
 
 
 def twice(tensor):
@@ -186,7 +193,7 @@ def step(arguments, cached=False):
         losses.append(loss.item())
 
     seconds, _ = timed(arguments.reps, call)
-    return model.shape(arguments.threads), seconds, losses[:3]
+    return model.shape(), seconds, losses[:3]
 
 
 def sample(arguments):
@@ -217,7 +224,7 @@ def sample(arguments):
         return latents
 
     seconds, latents = timed(arguments.reps, call)
-    shape = model.shape(arguments.threads) | {"steps": arguments.steps}
+    shape = model.shape() | {"steps": arguments.steps}
     return shape, seconds, [latents.square().mean().item()]
 
 
@@ -366,8 +373,7 @@ def forward_and_backward(arguments, shape, variables, op):
         return out.detach(), inputs[0].grad.clone()
 
     seconds, (out, gradient) = timed(arguments.reps, call)
-    shape = shape | {"dtype": "f32", "threads": arguments.threads, "device": "cpu"}
-    return shape, seconds, [out.square().mean().item(), gradient.square().mean().item()]
+    return shape | circumstances(out), seconds, [out.square().mean().item(), gradient.square().mean().item()]
 
 
 ROWS, POSITIONS, HIDDEN = [BATCH, SIDE, SIDE, WIDTH], [BATCH, SIDE * SIDE, WIDTH], [BATCH, SIDE * SIDE, 4 * WIDTH]
@@ -411,16 +417,28 @@ def layer_norm(arguments):
     )
 
 
-def grn(arguments):
+def response():
+    """diffusers' GlobalResponseNorm with the bench's weights."""
     import torch
 
     gamma, beta = numbers([4 * WIDTH], 11), numbers([4 * WIDTH], 12)
 
-    def response(xs):
+    def call(xs):
         norms = torch.norm(xs, p=2, dim=1, keepdim=True)
         return gamma * (xs * (norms / (norms.mean(dim=-1, keepdim=True) + 1e-6))) + beta + xs
 
-    return forward_and_backward(arguments, {"input": HIDDEN}, [HIDDEN], response)
+    return call
+
+
+def grn(arguments):
+    return forward_and_backward(arguments, {"input": HIDDEN}, [HIDDEN], response())
+
+
+def gelu_grn(arguments):
+    import torch.nn.functional as F
+
+    normalised = response()
+    return forward_and_backward(arguments, {"input": HIDDEN}, [HIDDEN], lambda xs: normalised(F.gelu(xs)))
 
 
 def gelu(arguments):
@@ -487,7 +505,8 @@ def bca(arguments):
         return values.mean()
 
     seconds, mean = timed(arguments.reps, call)
-    shape = {"rows": rows, "resamples": resamples, "dtype": "f64", "threads": arguments.threads, "device": "cpu"}
+    # scipy computes on one thread.
+    shape = {"rows": rows, "resamples": resamples, "dtype": "f64", "threads": 1, "device": "cpu"}
     return shape, seconds, [float(mean)]
 
 
@@ -501,6 +520,7 @@ BENCHES = {
     "layer-norm": layer_norm,
     "grn": grn,
     "gelu": gelu,
+    "gelu-grn": gelu_grn,
     "modulate": modulate,
     "attention": attention,
     "squared-error": squared_error,

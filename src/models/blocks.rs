@@ -15,7 +15,7 @@ pub struct Linear {
 impl Linear {
     /// The map whose weight is drawn from `init` where it is a new variable; the bias starts at zero.
     pub fn new(inputs: usize, outputs: usize, init: Init, vb: VarBuilder) -> TensorResult<Self> {
-        let weight = vb.get_with_hints((outputs, inputs), "weight", init)?;
+        let weight = nn::frozen_weight(&vb.get_with_hints((outputs, inputs), "weight", init)?)?;
         let bias = vb.get_with_hints(outputs, "bias", Init::Const(0.0))?;
         Ok(Self { weight, bias })
     }
@@ -23,7 +23,7 @@ impl Linear {
     /// A 1×1 convolution of the checkpoint, which is a linear map of the channels.
     pub fn pointwise(inputs: usize, outputs: usize, init: Init, vb: VarBuilder) -> TensorResult<Self> {
         let weight = vb.get_with_hints((outputs, inputs, 1, 1), "weight", init)?;
-        let weight = weight.reshape((outputs, inputs))?;
+        let weight = nn::frozen_weight(&weight.reshape((outputs, inputs))?)?;
         let bias = vb.get_with_hints(outputs, "bias", Init::Const(0.0))?;
         Ok(Self { weight, bias })
     }
@@ -57,7 +57,11 @@ impl SideBySide {
     pub fn new(parts: Vec<(Tensor, Tensor)>) -> TensorResult<Self> {
         let trains = parts.iter().any(|(weight, bias)| weight.track_op() || bias.track_op());
         let parts = Self { parts };
-        Ok(if trains { parts } else { Self { parts: vec![parts.joined()?] } })
+        if trains {
+            return Ok(parts);
+        }
+        let (weight, bias) = parts.joined()?;
+        Ok(Self { parts: vec![(nn::frozen_weight(&weight)?, bias)] })
     }
 
     fn joined(&self) -> TensorResult<(Tensor, Tensor)> {

@@ -96,6 +96,7 @@ fn backward(kind: Pointwise, dx: &mut [f32], x: &[f32], dy: &[f32]) {
 
 impl Fused for Pointwise {
     const NAME: &'static str = "pointwise";
+    const OVERWRITES: bool = true;
     const KERNEL: bool = true;
 
     fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
@@ -138,6 +139,7 @@ struct PointwiseBackward(Pointwise);
 
 impl Fused for PointwiseBackward {
     const NAME: &'static str = "pointwise-backward";
+    const OVERWRITES: bool = true;
     const KERNEL: bool = true;
 
     fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {

@@ -154,6 +154,7 @@ impl Update {
 
 impl Fused for Update {
     const NAME: &'static str = "adamw";
+    const OVERWRITES: bool = true;
     const KERNEL: bool = true;
 
     fn shape(&self, [theta, grad, moments]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {

@@ -216,6 +216,7 @@ impl Attention {
 
 impl Fused for Attention {
     const NAME: &'static str = "attention";
+    const OVERWRITES: bool = true;
 
     fn shape(&self, [qkv, external, _]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         match (qkv, external) {

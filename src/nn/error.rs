@@ -47,6 +47,7 @@ fn differences(out: &mut [f32], x: &[f32], y: &[f32], factor: f32) {
 
 impl Fused for SquaredError {
     const NAME: &'static str = "squared-error";
+    const OVERWRITES: bool = true;
     const KERNEL: bool = true;
 
     fn shape(&self, [pred, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
@@ -88,6 +89,7 @@ struct SquaredErrorBackward;
 
 impl Fused for SquaredErrorBackward {
     const NAME: &'static str = "squared-error-backward";
+    const OVERWRITES: bool = true;
     const KERNEL: bool = true;
 
     fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {

@@ -106,6 +106,7 @@ fn respond_backward(dx: &mut [f32], x: &[f32], dy: &[f32], gamma: &[f32], produc
 
 impl Fused for Grn {
     const NAME: &'static str = "grn";
+    const OVERWRITES: bool = true;
     const KERNEL: bool = true;
 
     fn shape(&self, [xs, gamma, beta]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
@@ -207,6 +208,7 @@ struct GrnBackward;
 
 impl Fused for GrnBackward {
     const NAME: &'static str = "grn-backward";
+    const OVERWRITES: bool = true;
     const KERNEL: bool = true;
 
     fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
@@ -341,6 +343,7 @@ fn gelu_respond_backward(dx: &mut [f32], x: &[f32], dy: &[f32], gamma: &[f32], c
 
 impl Fused for GeluGrn {
     const NAME: &'static str = "gelu-grn";
+    const OVERWRITES: bool = true;
 
     fn shape(&self, dims: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         Grn.shape(dims)
@@ -380,6 +383,7 @@ struct GeluGrnBackward;
 
 impl Fused for GeluGrnBackward {
     const NAME: &'static str = "gelu-grn-backward";
+    const OVERWRITES: bool = true;
 
     fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         Ok(xs.into())

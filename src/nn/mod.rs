@@ -42,7 +42,7 @@ pub use conv::{depth_to_space, depthwise_conv3x3, space_to_depth};
 pub use error::squared_error;
 pub use grn::{gelu_grn, grn};
 pub use learning_rate::{Decay, LearningRate, Warmup};
-pub use linear::linear;
+pub use linear::{frozen_weight, linear};
 pub use modulate::modulate;
 pub use norm::layer_norm;
 pub use recompute::recompute;

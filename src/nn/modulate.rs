@@ -51,6 +51,7 @@ fn sums(da: &mut [f32], db: &mut [f32], (positions, width): (usize, usize), x: &
 
 impl Fused for Modulate {
     const NAME: &'static str = "modulate";
+    const OVERWRITES: bool = true;
     const KERNEL: bool = true;
 
     fn shape(&self, [xs, scale, shift]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {

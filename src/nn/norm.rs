@@ -81,6 +81,7 @@ fn affine_gradients(dw: &mut [f32], db: &mut [f32], x: &[f32], dy: &[f32], eps: 
 
 impl Fused for LayerNorm {
     const NAME: &'static str = "layer-norm";
+    const OVERWRITES: bool = true;
     const KERNEL: bool = true;
 
     fn shape(&self, [xs, weight, bias]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
@@ -142,6 +143,7 @@ struct LayerNormBackward {
 
 impl Fused for LayerNormBackward {
     const NAME: &'static str = "layer-norm-backward";
+    const OVERWRITES: bool = true;
     const KERNEL: bool = true;
 
     fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {

@@ -22,17 +22,37 @@ pub type Gradients = [Option<Tensor>; ARGUMENTS];
 pub struct Argument<'a> {
     pub data: Cow<'a, [f32]>,
     pub dims: &'a [usize],
+    /// Of a matrix that lies there column by column, where the operation takes such ([`Fused::BY_COLUMN`]): the elements
+    /// from one column to the next.
+    pub column: Option<usize>,
 }
 
-/// `count` numbers: the bias again and again, or zeros where there is none.
-pub fn biased(bias: &[f32], count: usize) -> Vec<f32> {
-    if bias.is_empty() { vec![0.0; count] } else { bias.repeat(count / bias.len()) }
+/// `count` numbers that are all written before any is read. With debug assertions, as in tests, they are NaN: one that
+/// is read shows.
+#[expect(
+    clippy::uninit_vec,
+    reason = "zeroing what is written over anyway is a twentieth of a training step"
+)]
+pub fn unwritten(count: usize) -> Vec<f32> {
+    if cfg!(debug_assertions) {
+        return vec![f32::NAN; count];
+    }
+    let mut numbers = Vec::with_capacity(count);
+    // SAFETY: the capacity is `count`, any bits make an f32, and who asks for these numbers writes each before reading it.
+    unsafe { numbers.set_len(count) };
+    numbers
 }
 
 /// A fused operation.
 pub trait Fused: Send + Sync + 'static {
     /// How errors name it.
     const NAME: &'static str;
+
+    /// Whether [`Fused::cpu`] writes every number of its result before it reads one.
+    const OVERWRITES: bool = false;
+
+    /// Whether its second argument may lie column by column on the CPU.
+    const BY_COLUMN: bool = false;
 
     /// Whether it has kernels; where it has none, CUDA runs the composition.
     const KERNEL: bool = false;
@@ -43,10 +63,11 @@ pub trait Fused: Send + Sync + 'static {
     /// Where the arguments do not fit each other.
     fn shape(&self, dims: [&[usize]; ARGUMENTS]) -> TensorResult<Shape>;
 
-    /// What the result on the CPU starts from, `count` numbers: zeros, unless something is to be added to.
+    /// What the result on the CPU starts from, `count` numbers: zeros, unless something is to be added to or they are
+    /// written over.
     fn start(&self, arguments: &[Argument; ARGUMENTS], count: usize) -> Vec<f32> {
         let _ = arguments;
-        vec![0.0; count]
+        if Self::OVERWRITES { unwritten(count) } else { vec![0.0; count] }
     }
 
     /// Computes the result on the CPU, in what [`Fused::start`] gave.
@@ -105,7 +126,7 @@ pub fn apply<O: Fused>(op: O, arguments: &[&Tensor]) -> TensorResult {
     if !is_fused::<O>(arguments[0]) {
         return op.compose(arguments);
     }
-    let [a, b, c] = gather(arguments)?;
+    let [a, b, c] = gather::<O>(arguments)?;
     a.apply_op3(&b, &c, Custom(op))
 }
 
@@ -117,18 +138,30 @@ pub fn backward<O: Fused>(op: O, arguments: &[&Tensor]) -> TensorResult {
     if !is_fused::<O>(arguments[0]) {
         return op.compose(arguments);
     }
-    let [a, b, c] = gather(arguments)?;
+    let [a, b, c] = gather::<O>(arguments)?;
     a.apply_op3_no_bwd(&b, &c, &Custom(op))
 }
 
 /// All arguments contiguous and in the first one's precision; empty tensors stand for absent ones.
-fn gather(arguments: &[&Tensor]) -> TensorResult<[Tensor; ARGUMENTS]> {
+fn gather<O: Fused>(arguments: &[&Tensor]) -> TensorResult<[Tensor; ARGUMENTS]> {
     let first = arguments[0];
+    let stays = |i: usize, tensor: &Tensor| {
+        i == 1 && O::BY_COLUMN && tensor.device().is_cpu() && column(tensor.layout()).is_some()
+    };
     let of = |i: usize| match arguments.get(i) {
+        Some(tensor) if stays(i, tensor) && tensor.dtype() == first.dtype() => Ok((*tensor).clone()),
         Some(tensor) => tensor.to_dtype(first.dtype())?.contiguous(),
         None => Tensor::zeros(0, first.dtype(), first.device()),
     };
     Ok([of(0)?, of(1)?, of(2)?])
+}
+
+/// The elements from column to column of a matrix that lies there column by column.
+fn column(layout: &Layout) -> Option<usize> {
+    match *layout.stride() {
+        [1, column] if !layout.is_contiguous() && column >= layout.dims()[0] => Some(column),
+        _ => None,
+    }
 }
 
 /// The argument, or nothing where an empty tensor stands for an absent one.
@@ -207,12 +240,18 @@ impl<O: Fused> CustomOp3 for Custom<O> {
 }
 
 fn read<'a>(storage: &'a CpuStorage, layout: &'a Layout) -> TensorResult<Argument<'a>> {
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        candle_core::bail!("a fused operation needs contiguous arguments");
+    let (dims, column) = (layout.dims(), column(layout));
+    let range = match (layout.contiguous_offsets(), column) {
+        (Some((start, end)), _) => start..end,
+        (None, Some(column)) => {
+            let start = layout.start_offset();
+            start..start + (dims[1] - 1) * column + dims[0]
+        }
+        (None, None) => candle_core::bail!("a fused operation needs contiguous arguments"),
     };
     let data = match storage {
-        CpuStorage::BF16(all) => Cow::Owned(all[start..end].iter().map(|x| x.to_f32()).collect()),
-        _ => Cow::Borrowed(&storage.as_slice::<f32>()?[start..end]),
+        CpuStorage::BF16(all) => Cow::Owned(all[range].iter().map(|x| x.to_f32()).collect()),
+        _ => Cow::Borrowed(&storage.as_slice::<f32>()?[range]),
     };
-    Ok(Argument { data, dims: layout.dims() })
+    Ok(Argument { data, dims, column })
 }

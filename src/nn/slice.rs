@@ -50,7 +50,7 @@ pub fn add_rows(totals: &mut [f32], rows: &[f32]) {
 }
 
 /// Lanes of the fixed-order reductions: one AVX-512 register.
-const LANES: usize = 16;
+pub const LANES: usize = 16;
 
 /// `Σ term(i)` for `i` in `0..len`, in an order that depends on `len` alone.
 #[inline(always)]
@@ -67,29 +67,40 @@ pub fn sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
     for i in whole..len {
         lanes[i - whole] += term(i);
     }
+    total(lanes)
+}
+
+/// The lanes of [`sum`] added up.
+#[inline(always)]
+pub fn total(lanes: [f32; LANES]) -> f32 {
+    reduced(lanes, |a, b| a + b)
+}
+
+/// The largest lane.
+#[inline(always)]
+pub fn largest(lanes: [f32; LANES]) -> f32 {
+    reduced(lanes, |a, b| if b > a { b } else { a })
+}
+
+/// Halves laid on each other until one number is left.
+#[inline(always)]
+fn reduced(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut half = LANES / 2;
     while half > 0 {
         for i in 0..half {
-            lanes[i] += lanes[i + half];
+            lanes[i] = join(lanes[i], lanes[i + half]);
         }
         half /= 2;
     }
     lanes[0]
 }
 
-/// The largest of `values`; numbers that are none are passed over.
+/// Each lane's larger of the two; numbers that are none are passed over.
 #[inline(always)]
-pub fn peak(values: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (whole, rest) = values.as_chunks::<LANES>();
-    let mut take = |values: &[f32]| {
-        for (lane, x) in lanes.iter_mut().zip(values) {
-            *lane = if *x > *lane { *x } else { *lane };
-        }
-    };
-    whole.iter().for_each(|values| take(values));
-    take(rest);
-    lanes.iter().fold(f32::NEG_INFINITY, |peak, &x| peak.max(x))
+pub fn larger(lanes: &mut [f32; LANES], values: &[f32; LANES]) {
+    for (lane, x) in lanes.iter_mut().zip(values) {
+        *lane = if *x > *lane { *x } else { *lane };
+    }
 }
 
 /// `eˣ` to about one unit in the last place, vectorisable (Cephes' polynomial).

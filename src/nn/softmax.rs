@@ -3,6 +3,7 @@
 use candle_core::D;
 use multiversion::multiversion;
 
+use super::slice::LANES;
 use super::*;
 
 /// Which keys a query may see.
@@ -28,12 +29,35 @@ impl Mask {
     }
 }
 
+/// The softmax of one row, in place. What is left of the last register is computed with it, as a row of a few keys would
+/// otherwise cost as much as one of a hundred.
 #[inline(always)]
 fn softmax_row(row: &mut [f32]) {
-    let peak = slice::peak(row);
-    row.iter_mut().for_each(|x| *x = slice::exp(*x - peak));
-    let total = 1.0 / slice::sum(row.len(), |j| row[j]);
-    row.iter_mut().for_each(|x| *x *= total);
+    if row.is_empty() {
+        return;
+    }
+    let (whole, rest) = row.as_chunks_mut::<LANES>();
+    let mut last = [f32::NEG_INFINITY; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    let mut peaks = last;
+    whole.iter().for_each(|xs| slice::larger(&mut peaks, xs));
+    let peak = slice::largest(peaks);
+
+    let mut totals = [0f32; LANES];
+    let exponentials = |xs: &mut [f32; LANES]| xs.iter_mut().for_each(|x| *x = slice::exp(*x - peak));
+    let mut add = |xs: &[f32; LANES]| totals.iter_mut().zip(xs).for_each(|(total, x)| *total += x);
+    for xs in whole.iter_mut() {
+        exponentials(xs);
+        add(xs);
+    }
+    exponentials(&mut last);
+    last[rest.len()..].fill(0.0);
+    add(&last);
+
+    let share = 1.0 / slice::total(totals);
+    whole.as_flattened_mut().iter_mut().for_each(|x| *x *= share);
+    last.iter_mut().for_each(|x| *x *= share);
+    rest.copy_from_slice(&last[..rest.len()]);
 }
 
 /// The attention weights of sample `sample` from its scaled scores (queries, keys), in place; `first` keys are under the
@@ -70,6 +94,7 @@ pub struct Softmax {
 
 impl Fused for Softmax {
     const NAME: &'static str = "softmax";
+    const OVERWRITES: bool = true;
     const KERNEL: bool = true;
 
     fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
@@ -117,6 +142,7 @@ struct SoftmaxBackward(Softmax);
 
 impl Fused for SoftmaxBackward {
     const NAME: &'static str = "softmax-backward";
+    const OVERWRITES: bool = true;
     const KERNEL: bool = true;
 
     fn shape(&self, [p, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {

@@ -205,6 +205,8 @@ struct Block {
     seeds: Vec<u64>,
     images: Vec<(u32, u64)>,
     rows: Vec<Option<u32>>,
+    /// Each score of those rows.
+    scores: BTreeMap<String, Vec<Option<f64>>>,
 }
 
 /// One score of one method under one condition: images × training seeds, missing where an image failed.
@@ -327,14 +329,8 @@ impl Study {
     /// One score of one method under one condition; `None` where no row holds it.
     pub fn values(&self, method: &str, condition: &str, score: &str) -> Option<Values> {
         let block = self.blocks.get(&(method.to_owned(), condition.to_owned()))?;
-        let score_of =
-            |row: &Option<u32>| row.and_then(|row| self.rows[row as usize].scores.get(score)).copied();
-        let values: Vec<Option<f64>> = block.rows.iter().map(score_of).collect();
-        values.iter().any(Option::is_some).then(|| Values {
-            seeds: block.seeds.clone(),
-            images: block.images.clone(),
-            values,
-        })
+        let values = block.scores.get(score)?.clone();
+        Some(Values { seeds: block.seeds.clone(), images: block.images.clone(), values })
     }
 
     /// The unit of effects on a score: its standard deviation between the base's images of one prompt. `None` where no
@@ -428,7 +424,21 @@ impl Block {
                 laid[image * seeds.len() + seed] = Some(*index);
             }
         }
-        Self { seeds, images, rows: laid }
+        let names: BTreeSet<&String> = indices.iter().flat_map(|index| row(index).scores.keys()).collect();
+        let empty = |name: &String| (name.clone(), vec![None; laid.len()]);
+        let mut scores: BTreeMap<String, Vec<Option<f64>>> = names.into_iter().map(empty).collect();
+        for (place, index) in
+            laid.iter().enumerate().filter_map(|(place, index)| Some((place, index.as_ref()?)))
+        {
+            // Both are in the order of their names: no name is looked up.
+            let mut columns = scores.iter_mut();
+            for (name, value) in &row(index).scores {
+                if let Some((_, column)) = columns.find(|(column, _)| *column == name) {
+                    column[place] = Some(*value);
+                }
+            }
+        }
+        Self { seeds, images, rows: laid, scores }
     }
 }
 

@@ -92,7 +92,7 @@ fn least(groups: impl Iterator<Item = impl Iterator<Item = f64>>) -> Option<f64>
 }
 
 /// A key's name in a table: `objective.beta` is β.
-fn key_label(key: &str) -> String {
+pub(super) fn key_label(key: &str) -> String {
     match key.rsplit('.').next().unwrap_or(key) {
         "beta" => "β".into(),
         other => other.replace('_', " "),
@@ -123,7 +123,7 @@ fn tabulate(study: &Study, sweep: &Sweep, points: &[Point<'_>], what: &str) -> T
 }
 
 /// A setting as a person writes it: 0.0003 is 3e-4.
-fn plain(value: f64) -> String {
+pub(super) fn plain(value: f64) -> String {
     if value != 0.0 && value.abs() < 1e-2 { format!("{value:e}") } else { format!("{value}") }
 }
 

@@ -1,13 +1,14 @@
 //! Training traces: loss, margin, implicit accuracy and saturation of every method, step by step.
 //!
-//! One line a method, its mean over training seeds. A loss that hardly moves while samples change much is as telling
-//! as an accuracy that stays at one half.
+//! One line a method, its mean over training seeds; of a large sweep, one line for each value of its first key. A loss
+//! that hardly moves while samples change much is as telling as an accuracy that stays at one half.
 
 use std::collections::BTreeMap;
 
 use super::panel::{Axis, Panel, legend, legend_height};
 use super::plot::{COLUMN, Color, Look, Scene};
 use super::study::{Study, Trace};
+use super::sweep::{key_label, plain};
 use super::table::{Cell, Kind, Table};
 use super::{Figure, Output, Result};
 use crate::record::Step;
@@ -25,13 +26,21 @@ const QUANTITIES: [Quantity; 4] = [
 /// At most so many points a line: more cannot be told apart in a column.
 const POINTS: usize = 60;
 
-/// With more lines than this there is no legend.
+/// More lines than this cannot be told apart: a sweep's are drawn as one for each value of its first key.
 const MOST_NAMED: usize = 14;
 
-/// One method's line: mean over seeds at each place, by step.
+/// The mean of some traces at each place, by step.
 struct Curve<'a> {
+    /// The first trace's.
     method: &'a str,
     points: Vec<(f64, [Option<f64>; 4])>,
+}
+
+/// A curve as it is drawn.
+struct Line<'a> {
+    look: Look,
+    label: String,
+    curve: Curve<'a>,
 }
 
 /// Renders the figure; `None` where nothing was trained.
@@ -47,15 +56,47 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
     if curves.iter().all(|curve| curve.points.is_empty()) {
         return Ok(None);
     }
+    let data = plotted(&curves);
+    let (lines, mean) = lines(study, curves);
     let figure = Figure {
         name: "traces".into(),
-        caption: "Training traces, each line the mean over training seeds: loss (grey: ln 2, the loss of knowing nothing), margin, \
-                  implicit accuracy (grey: one half) and saturation."
-            .into(),
-        scene: draw(study, &curves),
-        data: plotted(&curves),
+        caption: format!(
+            "Training traces, each line the mean over {mean}: loss (grey: ln 2, the loss of knowing nothing), margin, \
+             implicit accuracy (grey: one half) and saturation."
+        ),
+        scene: draw(&lines),
+        data,
     };
     Ok(Some(Output { name: "traces".into(), tables: Vec::new(), figures: vec![figure] }))
+}
+
+/// What is drawn, and what each line is the mean over.
+fn lines<'a>(study: &'a Study, curves: Vec<Curve<'a>>) -> (Vec<Line<'a>>, String) {
+    if let Some(sweep) = study.design.sweep.as_ref().filter(|_| curves.len() > MOST_NAMED) {
+        let first_key = |method: &str| {
+            let (_, values) = sweep.points.iter().find(|(name, _)| name == method)?;
+            values.first().copied()
+        };
+        let mut values: Vec<f64> =
+            sweep.points.iter().filter_map(|(_, values)| values.first().copied()).collect();
+        values.sort_unstable_by(f64::total_cmp);
+        values.dedup();
+        let key = key_label(&sweep.keys[0]);
+        let lines = values.iter().enumerate().map(|(at, value)| {
+            let traces = study.traces.iter().filter(|trace| first_key(&trace.method) == Some(*value));
+            let curve = curve(&traces.collect::<Vec<_>>());
+            Line { look: Look::nth(at), label: format!("{key} {}", plain(*value)), curve }
+        });
+        let others: Vec<String> = sweep.keys[1..].iter().map(|key| key_label(key)).collect();
+        let mean = format!("training seeds and {} (each run is in the figure's CSV)", others.join(", "));
+        return (lines.filter(|line| !line.curve.points.is_empty()).collect(), mean);
+    }
+    let line = |curve: Curve<'a>| {
+        let known = study.design.method(curve.method);
+        let label = known.map_or(curve.method.to_owned(), |known| known.label.clone());
+        Line { look: Look::nth(study.design.place(curve.method)), label, curve }
+    };
+    (curves.into_iter().map(line).collect(), "training seeds".into())
 }
 
 fn curve<'a>(traces: &[&'a Trace]) -> Curve<'a> {
@@ -81,7 +122,7 @@ fn curve<'a>(traces: &[&'a Trace]) -> Curve<'a> {
         }
         (middle, means)
     });
-    Curve { method: traces[0].method.as_str(), points: points.collect() }
+    Curve { method: traces.first().map_or("", |trace| &trace.method), points: points.collect() }
 }
 
 fn plotted(curves: &[Curve<'_>]) -> Table {
@@ -98,21 +139,17 @@ fn plotted(curves: &[Curve<'_>]) -> Table {
     table
 }
 
-fn draw(study: &Study, curves: &[Curve<'_>]) -> Scene {
+fn draw(lines: &[Line<'_>]) -> Scene {
     const HEIGHT: f64 = 62.0;
-    let look = |method: &str| Look::nth(study.design.place(method));
-    let label =
-        |method: &str| study.design.method(method).map_or(method.to_owned(), |known| known.label.clone());
-    // A sweep has more lines than a legend can name; the CSV tells them apart.
-    let named = if curves.len() > MOST_NAMED { &[] } else { curves };
-    let entries: Vec<(Look, String)> = named.iter().map(|c| (look(c.method), label(c.method))).collect();
-    let top = if entries.is_empty() { 4.0 } else { legend_height(COLUMN, &entries) + 6.0 };
-    let last = curves.iter().flat_map(|curve| curve.points.last()).map(|(step, _)| *step).fold(1.0, f64::max);
+    let entries: Vec<(Look, String)> = lines.iter().map(|line| (line.look, line.label.clone())).collect();
+    let top = legend_height(COLUMN, &entries) + 6.0;
+    let points = || lines.iter().flat_map(|line| &line.curve.points);
+    let last = points().map(|(step, _)| *step).fold(1.0, f64::max);
     let axes: Vec<Axis> = QUANTITIES
         .iter()
         .enumerate()
         .map(|(index, (name, _, reference))| {
-            let values = curves.iter().flat_map(|c| c.points.iter().filter_map(|(_, means)| means[index]));
+            let values = points().filter_map(|(_, means)| means[index]);
             Axis::covering(values.chain(*reference), 4).named(*name)
         })
         .collect();
@@ -134,8 +171,7 @@ fn draw(study: &Study, curves: &[Curve<'_>]) -> Scene {
         if let Some(reference) = quantity.2 {
             scene.dashed(panel.at(0.0, reference), panel.at(last, reference), 0.8, Color::GREY);
         }
-        for (place, curve) in curves.iter().enumerate() {
-            let look = look(curve.method);
+        for (place, Line { look, curve, .. }) in lines.iter().enumerate() {
             let path: Vec<(f64, f64)> = curve
                 .points
                 .iter()
@@ -147,7 +183,7 @@ fn draw(study: &Study, curves: &[Curve<'_>]) -> Scene {
             if path.len() > 1 {
                 scene.path(path, 0.7, look.color);
             }
-            marks.into_iter().for_each(|at| scene.marker(at, 1.4, look));
+            marks.into_iter().for_each(|at| scene.marker(at, 1.4, *look));
         }
     }
     scene

@@ -33,6 +33,7 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("base", "weights", "a base model is opened from weight files"),
     ("base", "prior", "a base is a prior and a codec"),
     ("prior", "weights", "a prior is opened from weight files"),
+    ("prior", "provenance", "a device without room for it is refused before it is loaded"),
     ("checkpoint", "weights", "a checkpoint is a weight file with a position"),
     ("data", "image", "a pair holds encoded pictures"),
 ];
