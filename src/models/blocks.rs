@@ -39,6 +39,11 @@ impl Linear {
     }
 
     /// Its weight and bias.
+    pub fn parts(&self) -> (&Tensor, &Tensor) {
+        (&self.weight, &self.bias)
+    }
+
+    /// Its weight and bias.
     pub fn into_parts(self) -> (Tensor, Tensor) {
         (self.weight, self.bias)
     }
@@ -72,6 +77,14 @@ impl SideBySide {
         Ok((Tensor::cat(&weights, 0)?, Tensor::cat(&biases, 0)?))
     }
 
+    /// Weight and bias of all as one map, where it is frozen.
+    pub fn frozen(&self) -> Option<(&Tensor, &Tensor)> {
+        match &self.parts[..] {
+            [(weight, bias)] if !weight.track_op() && !bias.track_op() => Some((weight, bias)),
+            _ => None,
+        }
+    }
+
     /// (…, inputs) to (…, all outputs).
     pub fn forward(&self, xs: &Tensor) -> TensorResult {
         self.forward_from(xs, 0)
@@ -97,13 +110,11 @@ pub fn norm(xs: &Tensor) -> TensorResult {
 
 /// A residual block: depthwise 3×3, norm, [skip], MLP with global response normalisation.
 #[derive(Debug, Clone)]
-pub struct ResBlock {
-    depthwise: Tensor,
-    depthwise_bias: Tensor,
-    expand: Linear,
-    gamma: Tensor,
-    beta: Tensor,
-    contract: Linear,
+pub enum ResBlock {
+    /// In single precision on the CPU, frozen: one operation.
+    Packed(nn::PackedResidual),
+    /// One operation after the other.
+    Composed(nn::ResidualWeights),
 }
 
 impl ResBlock {
@@ -112,25 +123,37 @@ impl ResBlock {
         let hidden = 4 * width;
         let channelwise = vb.pp("channelwise");
         let out = Init::Randn { mean: 0.0, stdev: (1.0 / (hidden * depth) as f64).sqrt() };
-        Ok(Self {
-            depthwise: vb.get_with_hints((width, 1, 3, 3), "depthwise.weight", fan_in(9))?,
-            depthwise_bias: vb.get_with_hints(width, "depthwise.bias", Init::Const(0.0))?,
-            expand: Linear::new(width + skip, hidden, fan_in(width + skip), channelwise.pp(0))?,
-            gamma: channelwise
-                .get_with_hints((1, 1, 1, hidden), "2.gamma", Init::Const(0.0))?
-                .flatten_all()?,
-            beta: channelwise.get_with_hints((1, 1, 1, hidden), "2.beta", Init::Const(0.0))?.flatten_all()?,
-            contract: Linear::new(hidden, width, out, channelwise.pp(4))?,
+        let vector =
+            |name: &str| channelwise.get_with_hints((1, 1, 1, hidden), name, Init::Const(0.0))?.flatten_all();
+        let weights = nn::ResidualWeights {
+            depthwise: (
+                vb.get_with_hints((width, 1, 3, 3), "depthwise.weight", fan_in(9))?,
+                vb.get_with_hints(width, "depthwise.bias", Init::Const(0.0))?,
+            ),
+            expand: Linear::new(width + skip, hidden, fan_in(width + skip), channelwise.pp(0))?.into_parts(),
+            gamma: vector("2.gamma")?,
+            beta: vector("2.beta")?,
+            contract: Linear::new(hidden, width, out, channelwise.pp(4))?.into_parts(),
+        };
+        Ok(match nn::PackedResidual::new(&weights)? {
+            Some(packed) => Self::Packed(packed),
+            None => Self::Composed(weights),
         })
     }
 
     /// (B, N, C), the pixels of pictures of `size` (height, width), to the same.
     pub fn forward(&self, xs: &Tensor, size: (usize, usize), skip: Option<&Tensor>) -> TensorResult {
-        let mut ys = norm(&nn::depthwise_conv3x3(xs, size, &self.depthwise, &self.depthwise_bias)?)?;
+        let weights = match self {
+            Self::Packed(packed) => return packed.forward(xs, size, skip),
+            Self::Composed(weights) => weights,
+        };
+        let nn::ResidualWeights { depthwise, expand, gamma, beta, contract } = weights;
+        let linear = |xs: &Tensor, (weight, bias): &(Tensor, Tensor)| nn::linear(xs, weight, Some(bias));
+        let mut ys = norm(&nn::depthwise_conv3x3(xs, size, &depthwise.0, &depthwise.1)?)?;
         if let Some(skip) = skip {
             ys = Tensor::cat(&[&ys, skip], D::Minus1)?;
         }
-        let ys = self.expand.forward(&ys)?; // (B, N, 4C)
-        xs + self.contract.forward(&nn::gelu_grn(&ys, &self.gamma, &self.beta)?)?
+        let ys = linear(&ys, expand)?; // (B, N, 4C)
+        xs + linear(&nn::gelu_grn(&ys, gamma, beta)?, contract)?
     }
 }

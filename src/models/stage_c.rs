@@ -57,38 +57,54 @@ impl TimestepBlock {
 #[derive(Debug, Clone)]
 struct AttnBlock {
     kv_mapper: Linear,
-    /// Queries, keys and values in one product.
-    to_qkv: SideBySide,
-    to_out: Linear,
+    maps: AttentionMaps,
     num_heads: usize,
+}
+
+/// What an attention block computes with.
+#[derive(Debug, Clone)]
+enum AttentionMaps {
+    /// In single precision on the CPU, frozen: one operation.
+    Packed(nn::PackedAttention),
+    /// One operation after the other; queries, keys and values in one product.
+    Composed { to_qkv: SideBySide, to_out: Linear },
 }
 
 impl AttnBlock {
     fn new(width: usize, conditioning: usize, num_heads: usize, vb: VarBuilder) -> TensorResult<Self> {
         let attention = vb.pp("attention");
         let square = |name: &str| Linear::new(width, width, fan_in(width), attention.pp(name));
-        Ok(Self {
-            kv_mapper: Linear::new(conditioning, width, fan_in(conditioning), vb.pp("kv_mapper.1"))?,
-            to_qkv: SideBySide::new(
-                ["to_q", "to_k", "to_v"]
-                    .into_iter()
-                    .map(|name| Ok(square(name)?.into_parts()))
-                    .collect::<TensorResult<_>>()?,
-            )?,
-            to_out: square("to_out.0")?,
-            num_heads,
-        })
+        let kv_mapper = Linear::new(conditioning, width, fan_in(conditioning), vb.pp("kv_mapper.1"))?;
+        let parts = ["to_q", "to_k", "to_v"].into_iter().map(|name| Ok(square(name)?.into_parts()));
+        let to_qkv = SideBySide::new(parts.collect::<TensorResult<_>>()?)?;
+        let to_out = square("to_out.0")?;
+        let packed = match to_qkv.frozen() {
+            Some(joined) => nn::PackedAttention::new(joined, to_out.parts(), num_heads)?,
+            None => None,
+        };
+        let maps = match packed {
+            Some(packed) => AttentionMaps::Packed(packed),
+            None => AttentionMaps::Composed { to_qkv, to_out },
+        };
+        Ok(Self { kv_mapper, maps, num_heads })
     }
 
     fn key_value(&self, tokens: &Tensor) -> TensorResult<KeyValue> {
         let mapped = self.kv_mapper.forward(&nn::silu(tokens)?)?;
         let (_, _, width) = mapped.dims3()?;
-        Ok(KeyValue::new(self.to_qkv.forward_from(&mapped, width)?))
+        match &self.maps {
+            AttentionMaps::Packed(packed) => packed.key_value(&mapped),
+            AttentionMaps::Composed { to_qkv, .. } => Ok(KeyValue::new(to_qkv.forward_from(&mapped, width)?)),
+        }
     }
 
     fn forward(&self, xs: &Tensor, text: &KeyValue, user: Option<&KeyValue>) -> TensorResult {
-        let qkv = self.to_qkv.forward(&norm(xs)?)?; // (B, N, 3C)
-        xs + self.to_out.forward(&nn::decoupled_attention(&qkv, text, user, self.num_heads)?)?
+        let (to_qkv, to_out) = match &self.maps {
+            AttentionMaps::Packed(packed) => return packed.forward(xs, text, user),
+            AttentionMaps::Composed { to_qkv, to_out } => (to_qkv, to_out),
+        };
+        let qkv = to_qkv.forward(&norm(xs)?)?; // (B, N, 3C)
+        xs + to_out.forward(&nn::decoupled_attention(&qkv, text, user, self.num_heads)?)?
     }
 }
 

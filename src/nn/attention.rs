@@ -88,6 +88,17 @@ pub fn decoupled_attention(
     user: Option<&KeyValue>,
     num_heads: usize,
 ) -> TensorResult {
+    let (external, op) = decoupled(qkv.dim(1)?, text, user, num_heads)?;
+    op::apply(op, &[qkv, &external])
+}
+
+/// Text's and user's keys and values side by side, and the operation that tells them apart.
+pub(super) fn decoupled(
+    positions: usize,
+    text: &KeyValue,
+    user: Option<&KeyValue>,
+    num_heads: usize,
+) -> TensorResult<(Tensor, Attention)> {
     let texts = text.tokens()?;
     let external = match user {
         // What trains may be kept in a higher precision than the model.
@@ -97,14 +108,14 @@ pub fn decoupled_attention(
     let op = Attention {
         num_heads,
         mask: Mask::None,
-        first: user.is_some().then_some(qkv.dim(1)? + texts),
+        first: user.is_some().then_some(positions + texts),
         frozen: if text.both.track_op() { 0 } else { texts },
     };
-    op::apply(op, &[qkv, &external])
+    Ok((external, op))
 }
 
 #[derive(Clone)]
-struct Attention {
+pub(super) struct Attention {
     num_heads: usize,
     mask: Mask,
     /// How many keys are under the first softmax, where there are two.
@@ -115,7 +126,7 @@ struct Attention {
 
 /// Sizes of one call: queries, external tokens, channels, and the heads' depth.
 #[derive(Clone, Copy)]
-struct Sizes {
+pub(super) struct Sizes {
     queries: usize,
     external: usize,
     channels: usize,
@@ -124,7 +135,7 @@ struct Sizes {
 
 impl Sizes {
     /// All keys that a query sees.
-    fn keys(self) -> usize {
+    pub(super) fn keys(self) -> usize {
         self.queries + self.external
     }
 }
@@ -178,10 +189,10 @@ impl<'a> Head<'a> {
 }
 
 impl Attention {
-    fn sizes(&self, qkv: &[usize], external: &[usize]) -> Sizes {
-        let channels = qkv[2] / 3;
+    /// Those of `queries` positions of `channels` beside `external` tokens.
+    pub(super) fn sizes(&self, queries: usize, channels: usize, external: &[usize]) -> Sizes {
         let external = if external.len() == 3 { external[1] } else { 0 };
-        Sizes { queries: qkv[1], external, channels, depth: channels / self.num_heads }
+        Sizes { queries, external, channels, depth: channels / self.num_heads }
     }
 
     /// How many keys are under the first softmax, and how many there are.
@@ -189,21 +200,27 @@ impl Attention {
         (self.first.unwrap_or(sizes.keys()), sizes.keys())
     }
 
-    fn head<'a>(
+    /// Head `h` of a sample's queries, keys and values and of its external tokens.
+    fn head<'a>(sizes: Sizes, h: usize, (qkv, external): (&'a [f32], &'a [f32])) -> Head<'a> {
+        let at = h * sizes.depth;
+        Head { sizes, qkv: &qkv[at..], external: external.get(at..).unwrap_or_default() }
+    }
+
+    /// All heads of sample `b` from its `sources` into `out` (queries, channels); `weights` is a workspace of (queries,
+    /// keys).
+    pub(super) fn mix(
         &self,
         sizes: Sizes,
-        (b, h): (usize, usize),
-        qkv: &'a [f32],
-        external: &'a [f32],
-    ) -> Head<'a> {
-        let Sizes { queries, channels, depth, .. } = sizes;
-        let qkv = &qkv[b * queries * 3 * channels + h * depth..];
-        let external = if sizes.external > 0 {
-            &external[b * sizes.external * 2 * channels + h * depth..]
-        } else {
-            external
-        };
-        Head { sizes, qkv, external }
+        b: usize,
+        sources: (&[f32], &[f32]),
+        weights: &mut [f32],
+        out: &mut [f32],
+    ) {
+        for h in 0..self.num_heads {
+            let head = Self::head(sizes, h, sources);
+            self.weights(b, &head, weights);
+            head.mix(weights, 1, &mut out[h * sizes.depth..], sizes.channels);
+        }
     }
 
     /// The attention weights of one head of sample `b` into `weights` (queries, keys).
@@ -232,24 +249,22 @@ impl Fused for Attention {
     }
 
     fn cpu(&self, [qkv, external, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
-        let sizes = self.sizes(qkv.dims, external.dims);
-        let Sizes { queries, channels, depth, .. } = sizes;
+        let (queries, channels) = (qkv.dims[1], qkv.dims[2] / 3);
+        let sizes = self.sizes(queries, channels, external.dims);
         slice::by_rows(out, queries * channels, |first, out| {
-            let mut weights = vec![0f32; queries * sizes.keys()];
+            let mut weights = op::unwritten(queries * sizes.keys());
             for (i, out) in out.chunks_exact_mut(queries * channels).enumerate() {
-                for h in 0..self.num_heads {
-                    let head = self.head(sizes, (first + i, h), &qkv.data, &external.data);
-                    self.weights(first + i, &head, &mut weights);
-                    head.mix(&weights, 1, &mut out[h * depth..], channels);
-                }
+                let b = first + i;
+                self.mix(sizes, b, (qkv.sample(b), external.sample(b)), &mut weights, out);
             }
         });
     }
 
     fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
         let (qkv, external) = (arguments[0], op::present(arguments, 1));
-        let sizes = self.sizes(qkv.dims(), external.map_or(&[], |external| external.dims()));
-        let (batch, Sizes { queries, channels, depth, .. }, keys) = (qkv.dim(0)?, sizes, sizes.keys());
+        let (batch, queries, channels) = (qkv.dim(0)?, qkv.dim(1)?, qkv.dim(2)? / 3);
+        let sizes = self.sizes(queries, channels, external.map_or(&[], |external| external.dims()));
+        let (depth, keys) = (sizes.depth, sizes.keys());
         let heads = |xs: &Tensor| {
             xs.reshape((batch, xs.dim(1)?, self.num_heads, depth))?.transpose(1, 2)?.contiguous()
         };
@@ -298,14 +313,31 @@ impl Fused for Attention {
 
 /// (qkv, external, dy) to the gradients of the first two, one after the other, those that are asked for. The weights are
 /// made again.
-struct AttentionBackward {
-    op: Attention,
+pub(super) struct AttentionBackward {
+    pub(super) op: Attention,
     /// Whether the positions' own queries, keys and values want a gradient: before the first user branch nothing trains.
-    of_own: bool,
-    of_external: bool,
+    pub(super) of_own: bool,
+    pub(super) of_external: bool,
 }
 
 impl AttentionBackward {
+    /// All heads of sample `b` from its `sources` and the gradient of its result; `workspace` is twice (queries, keys).
+    pub(super) fn sample(
+        &self,
+        sizes: Sizes,
+        b: usize,
+        sources: (&[f32], &[f32]),
+        dy: &[f32],
+        [d_qkv, d_external]: [&mut [f32]; 2],
+        [p, ds]: &mut [Vec<f32>; 2],
+    ) {
+        for h in 0..self.op.num_heads {
+            let at = h * sizes.depth;
+            let out = [&mut *d_qkv, &mut *d_external].map(|out| out.get_mut(at..).unwrap_or_default());
+            self.head(b, &Attention::head(sizes, h, sources), &dy[at..], out, [p, ds]);
+        }
+    }
+
     /// One head: `dy` starts at its first element, `d_qkv` and `d_external` too; `p` and `ds` are workspaces of (queries, keys).
     fn head(&self, b: usize, head: &Head, dy: &[f32], out: [&mut [f32]; 2], [p, ds]: [&mut [f32]; 2]) {
         let Sizes { queries, external, channels, depth } = head.sizes;
@@ -344,8 +376,8 @@ impl Fused for AttentionBackward {
     }
 
     fn cpu(&self, [qkv, external, grad]: [Argument; ARGUMENTS], out: &mut [f32]) {
-        let sizes = self.op.sizes(qkv.dims, external.dims);
-        let Sizes { queries, channels, depth, .. } = sizes;
+        let (queries, channels) = (qkv.dims[1], qkv.dims[2] / 3);
+        let sizes = self.op.sizes(queries, channels, external.dims);
         let width = |of: bool, width: usize| if of { width } else { 0 };
         let widths = (
             width(self.of_own, queries * 3 * channels),
@@ -354,19 +386,12 @@ impl Fused for AttentionBackward {
         let batch = qkv.dims[0];
         let (d_qkv, d_external) = out.split_at_mut(batch * widths.0);
         slice::by_rows_of_two(batch, (d_qkv, d_external), widths, |samples, d_qkv, d_external| {
-            let mut workspace = [vec![0f32; queries * sizes.keys()], vec![0f32; queries * sizes.keys()]];
+            let mut workspace = [queries * sizes.keys(); 2].map(op::unwritten);
             for (i, b) in samples.enumerate() {
-                let d_qkv = &mut d_qkv[i * widths.0..][..widths.0];
-                let d_external = &mut d_external[i * widths.1..][..widths.1];
-                for h in 0..self.op.num_heads {
-                    let at = h * depth;
-                    let head = self.op.head(sizes, (b, h), &qkv.data, &external.data);
-                    let dy = &grad.data[b * queries * channels + at..];
-                    let own = d_qkv.get_mut(at..).unwrap_or_default();
-                    let other = d_external.get_mut(at..).unwrap_or_default();
-                    let [p, ds] = &mut workspace;
-                    self.head(b, &head, dy, [own, other], [p, ds]);
-                }
+                let out =
+                    [&mut d_qkv[i * widths.0..][..widths.0], &mut d_external[i * widths.1..][..widths.1]];
+                let sources = (qkv.sample(b), external.sample(b));
+                self.sample(sizes, b, sources, grad.sample(b), out, &mut workspace);
             }
         });
     }

@@ -47,7 +47,7 @@ fn taps(height: usize, width: usize, channels: usize, mut body: impl FnMut(usize
 }
 
 /// Torch's (C, 1, 3, 3) as nine rows of C.
-fn by_tap(weight: &[f32], channels: usize) -> Vec<f32> {
+pub(super) fn by_tap(weight: &[f32], channels: usize) -> Vec<f32> {
     (0..9 * channels).map(|i| weight[(i % channels) * 9 + i / channels]).collect()
 }
 
@@ -63,7 +63,7 @@ fn multiply_rows(out: &mut [f32], x: &[f32], w: &[f32]) {
 
 /// One sample's convolution, added to `y`; `w` holds nine rows of channels.
 #[multiversion(targets = "simd")]
-fn forward(y: &mut [f32], (height, width): (usize, usize), x: &[f32], w: &[f32]) {
+pub(super) fn forward(y: &mut [f32], (height, width): (usize, usize), x: &[f32], w: &[f32]) {
     let channels = w.len() / 9;
     taps(height, width, channels, |tap, out, input, run| {
         multiply_rows(&mut y[out..out + run], &x[input..input + run], &w[tap * channels..][..channels]);
@@ -72,7 +72,7 @@ fn forward(y: &mut [f32], (height, width): (usize, usize), x: &[f32], w: &[f32])
 
 /// The gradient with respect to one sample's input, added to `dx`.
 #[multiversion(targets = "simd")]
-fn backward(dx: &mut [f32], (height, width): (usize, usize), dy: &[f32], w: &[f32]) {
+pub(super) fn backward(dx: &mut [f32], (height, width): (usize, usize), dy: &[f32], w: &[f32]) {
     let channels = w.len() / 9;
     taps(height, width, channels, |tap, out, input, run| {
         multiply_rows(&mut dx[input..input + run], &dy[out..out + run], &w[tap * channels..][..channels]);

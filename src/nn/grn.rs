@@ -295,7 +295,7 @@ pub fn gelu_grn(xs: &Tensor, gamma: &Tensor, beta: &Tensor) -> TensorResult {
 struct GeluGrn;
 
 #[multiversion(targets = "simd")]
-fn gelu_respond(y: &mut [f32], x: &[f32], gamma: &[f32], beta: &[f32]) {
+pub(super) fn gelu_respond(y: &mut [f32], x: &[f32], gamma: &[f32], beta: &[f32]) {
     let width = gamma.len();
     let mut gain = vec![0f32; width];
     for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
@@ -315,7 +315,7 @@ fn gelu_respond(y: &mut [f32], x: &[f32], gamma: &[f32], beta: &[f32]) {
 
 /// The gradient of one sample; `cdf` is a workspace of as many numbers.
 #[multiversion(targets = "simd")]
-fn gelu_respond_backward(dx: &mut [f32], x: &[f32], dy: &[f32], gamma: &[f32], cdf: &mut [f32]) {
+pub(super) fn gelu_respond_backward(dx: &mut [f32], x: &[f32], dy: &[f32], gamma: &[f32], cdf: &mut [f32]) {
     let width = gamma.len();
     let (mut norms, mut products) = (vec![0f32; width], vec![0f32; width]);
     let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));

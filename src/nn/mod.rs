@@ -30,6 +30,7 @@ mod linear;
 mod modulate;
 mod norm;
 mod op;
+mod packed;
 mod recompute;
 mod slice;
 mod softmax;
@@ -45,6 +46,7 @@ pub use learning_rate::{Decay, LearningRate, Warmup};
 pub use linear::{frozen_weight, linear};
 pub use modulate::modulate;
 pub use norm::layer_norm;
+pub use packed::{PackedAttention, PackedResidual, ResidualWeights};
 pub use recompute::recompute;
 pub use softmax::Mask;
 

@@ -34,7 +34,7 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
 }
 
 #[multiversion(targets = "simd")]
-fn normalise(out: &mut [f32], width: usize, x: &[f32], w: &[f32], b: &[f32], eps: f32) {
+pub(super) fn normalise(out: &mut [f32], width: usize, x: &[f32], w: &[f32], b: &[f32], eps: f32) {
     for (y, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
         let (mean, rstd) = moments(x, eps);
         if w.is_empty() {
@@ -48,7 +48,7 @@ fn normalise(out: &mut [f32], width: usize, x: &[f32], w: &[f32], b: &[f32], eps
 }
 
 #[multiversion(targets = "simd")]
-fn normalise_backward(dx: &mut [f32], width: usize, x: &[f32], w: &[f32], dy: &[f32], eps: f32) {
+pub(super) fn normalise_backward(dx: &mut [f32], width: usize, x: &[f32], w: &[f32], dy: &[f32], eps: f32) {
     let mut g = vec![0f32; width];
     let share = 1.0 / width as f32;
     let rows = x.chunks_exact(width).zip(dy.chunks_exact(width));

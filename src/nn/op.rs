@@ -27,6 +27,14 @@ pub struct Argument<'a> {
     pub column: Option<usize>,
 }
 
+impl Argument<'_> {
+    /// Sample `b` of the first axis; nothing where the argument is absent.
+    pub fn sample(&self, b: usize) -> &[f32] {
+        let width = self.data.len() / self.dims[0].max(1);
+        &self.data[b * width..][..width]
+    }
+}
+
 /// `count` numbers that are all written before any is read. With debug assertions, as in tests, they are NaN: one that
 /// is read shows.
 #[expect(
