@@ -12,7 +12,7 @@ use crate::models::clip::{TextConfig, TextTower};
 use crate::models::layout;
 use crate::models::stage_c::{self, StageC};
 use crate::models::tokenizer::Tokenizer;
-use crate::provenance::free_memory;
+use crate::provenance::available_memory_mib;
 use crate::scenes::words;
 use crate::weights::Weights;
 
@@ -193,6 +193,18 @@ fn open_denoiser(
 ) -> Result<StageC> {
     has_room(weights, dtype, free_memory(device))?;
     StageC::new(config, weights.builder(dtype, device))
+}
+
+/// The memory that tensors on a device may still take, in bytes; `None` where nobody says.
+fn free_memory(device: &Device) -> Option<u64> {
+    match device {
+        Device::Cpu => available_memory_mib().map(|mib| mib << 20),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => {
+            device.cuda_stream().context().mem_get_info().ok().map(|(free, _)| free as u64)
+        }
+        _ => None,
+    }
 }
 
 /// Refuses weights that do not fit into `free` bytes, before minutes are spent on loading them.

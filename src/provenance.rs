@@ -18,7 +18,7 @@ pub mod gpu;
 mod machine;
 
 pub use code::{Difference, git};
-pub use machine::{available_memory_mib, free_bytes, free_memory, machine};
+pub use machine::{available_memory_mib, free_bytes, machine};
 
 /// The code and the machine behind a record.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

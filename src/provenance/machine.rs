@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use candle_core::Device;
-
 use super::Machine;
 
 /// A description of this machine, as used: with `threads` workers on `device`.
@@ -27,18 +25,6 @@ pub fn available_memory_mib() -> Option<u64> {
     let memory = std::fs::read_to_string("/proc/meminfo").ok()?;
     let kib: u64 = value_of(&memory, "MemAvailable")?.split_whitespace().next()?.parse().ok()?;
     Some(kib / 1024)
-}
-
-/// The memory that tensors on a device may still take, in bytes; `None` where nobody says.
-pub fn free_memory(device: &Device) -> Option<u64> {
-    match device {
-        Device::Cpu => available_memory_mib().map(|mib| mib << 20),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(device) => {
-            device.cuda_stream().context().mem_get_info().ok().map(|(free, _)| free as u64)
-        }
-        _ => None,
-    }
 }
 
 /// The value of the first `name : value` line.
