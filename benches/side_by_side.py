@@ -49,6 +49,13 @@ ROWS = [
 ]
 NEED_INPUTS = {"step", "step-cached", "sample"}
 
+# Of a full-size step: how many forward passes its work is worth (the reference's, the policy's, and the way back, which
+# computes no gradient of a frozen weight). `full-rate`, ours alone, is what the card gives to matrices.
+PASSES = {"full-step": 3, "full-step-cached": 2}
+RATE = "full-rate"
+# Pick-a-Pic v2's training pairs (Kirstain et al. 2023).
+EPOCH_PAIRS = 851_293
+
 
 def output(command):
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -151,6 +158,8 @@ def options(name, arguments):
 def measure(rows, arguments):
     """What each process printed, by program and measurement, in the order of the rounds."""
     wanted = {("ppd", ours) for ours, _, _ in rows} | {("torch", theirs) for _, theirs, _ in rows}
+    if any(ours in PASSES for ours, _, _ in rows):
+        wanted.add(("ppd", RATE))
     commands = {"ppd": [arguments.program] if arguments.program else built(arguments.features), "torch": TWIN}
     runs = {key: [] for key in wanted}
     with tempfile.TemporaryDirectory() as folder:
@@ -196,6 +205,26 @@ def print_table(rows, runs, arguments):
     return refused
 
 
+def print_full_size(runs):
+    """What the full-size steps mean: images a second, the share of the card's matrix rate, an epoch's hours."""
+    steps = [key for key in sorted(runs) if key[1] in PASSES]
+    if not steps:
+        return
+    [rate] = {run["shape"]["flops"] for run in runs["ppd", RATE]}
+    rate /= summary(runs["ppd", RATE])[0]
+    print(f"\nA bf16 matrix product of {runs['ppd', RATE][0]['shape']['product']} runs at {rate / 1e12:.0f} TFLOP/s here.\n")
+    print(f"| | images/s | share of that rate | hours for {EPOCH_PAIRS:,} pairs | peak memory |")
+    print("| :-- | --: | --: | --: | --: |")
+    for program, name in steps:
+        measured = runs[program, name]
+        seconds, shape = summary(measured)[0], measured[0]["shape"]
+        pairs = shape["latent"][0]
+        share = 2 * pairs * PASSES[name] * shape["forward_flops"] / seconds / rate
+        hours, memory = EPOCH_PAIRS / pairs * seconds / 3600, peak(measured)
+        held = f"{memory / 1e9:.1f} GB" if memory else "–"
+        print(f"| {name}, {program} | {2 * pairs / seconds:.2f} | {share:.0%} | {hours:.1f} | {held} |")
+
+
 def record(runs, arguments):
     """Appends every measurement, with the command that made it, to this machine's file."""
     shown = {"ppd": "cargo bench --bench ppd --", "torch": "python benches/torch/twin.py"}
@@ -224,6 +253,7 @@ def main():
     rows = [row for row in ROWS if row[0] in names]
     runs = measure(rows, arguments)
     refused = print_table(rows, runs, arguments)
+    print_full_size(runs)
     if not arguments.no_record:
         record(runs, arguments)
     return 1 if refused else 0

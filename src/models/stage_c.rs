@@ -148,6 +148,11 @@ impl StageC {
     /// [`Error::Spec`] for a config that is not Stage C's, [`Error::Weights`] or [`Error::Tensor`] for its tensors.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         config.check()?;
+        if vb.dtype() == DType::F16 {
+            return Err(Error::Spec(
+                "Stage C in f16: its activations overflow half precision; choose f32 or bf16".into(),
+            ));
+        }
         let levels = config.block_out_channels.len();
         let width = |level: usize| config.block_out_channels[level];
         let depth =

@@ -27,14 +27,8 @@ const BLOCK: usize = 4096;
 #[multiversion(targets = "simd")]
 fn mean_squares(x: &[f32], y: &[f32]) -> f32 {
     let blocks = x.chunks(BLOCK).zip(y.chunks(BLOCK));
-    let total: f64 = blocks
-        .map(|(x, y)| {
-            f64::from(slice::sum(x.len(), |i| {
-                let difference = x[i] - y[i];
-                difference * difference
-            }))
-        })
-        .sum();
+    let total: f64 =
+        blocks.map(|(x, y)| f64::from(slice::sum_of_pairs(x, y, |x, y| (x - y) * (x - y)))).sum();
     (total / x.len() as f64) as f32
 }
 

@@ -31,7 +31,7 @@ struct Grn;
 #[inline(always)]
 fn mean_norm(norms: &mut [f32]) -> f32 {
     norms.iter_mut().for_each(|n| *n = n.sqrt());
-    slice::sum(norms.len(), |i| norms[i]) / norms.len() as f32 + EPSILON as f32
+    slice::sum(norms, |norm| norm) / norms.len() as f32 + EPSILON as f32
 }
 
 /// Each channel's norm over the positions of one sample, and their mean plus epsilon.
@@ -78,15 +78,15 @@ impl Pull {
     /// From the norms, their mean plus epsilon, and `products = Σ_n dy·x`.
     #[inline(always)]
     fn of(norms: &[f32], mean: f32, gamma: &[f32], products: &[f32]) -> Self {
-        let width = gamma.len();
-        let shared = slice::sum(width, |c| products[c] * gamma[c] * norms[c]) / (mean * mean * width as f32);
-        let mut gain = vec![0f32; width];
-        let mut pull = vec![0f32; width];
-        for c in 0..width {
-            gain[c] = (norms[c] / mean).mul_add(gamma[c], 1.0);
-            let da = products[c] * gamma[c] / mean - shared;
-            pull[c] = if norms[c] > 0.0 { da / norms[c] } else { 0.0 };
-        }
+        let weighted: Vec<f32> = products.iter().zip(gamma).map(|(product, gamma)| product * gamma).collect();
+        let products = slice::sum_of_pairs(&weighted, norms, |weighted, norm| weighted * norm);
+        let shared = products / (mean * mean * gamma.len() as f32);
+        let gain = norms.iter().zip(gamma).map(|(norm, gamma)| (norm / mean).mul_add(*gamma, 1.0)).collect();
+        let pull = |(norm, weighted): (&f32, &f32)| {
+            let da = weighted / mean - shared;
+            if *norm > 0.0 { da / norm } else { 0.0 }
+        };
+        let pull = norms.iter().zip(&weighted).map(pull).collect();
         Self { gain, pull }
     }
 }

@@ -28,8 +28,8 @@ struct LayerNorm {
 #[inline(always)]
 fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     let scale = 1.0 / x.len() as f32;
-    let mean = slice::sum(x.len(), |i| x[i]) * scale;
-    let variance = slice::sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) * scale;
+    let mean = slice::sum(x, |x| x) * scale;
+    let variance = slice::sum(x, |x| (x - mean) * (x - mean)) * scale;
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
@@ -59,8 +59,8 @@ pub(super) fn normalise_backward(dx: &mut [f32], width: usize, x: &[f32], w: &[f
         } else {
             g.iter_mut().zip(dy).zip(w).for_each(|((g, dy), w)| *g = dy * w);
         }
-        let mean_g = slice::sum(width, |i| g[i]) * share;
-        let mean_gx = slice::sum(width, |i| g[i] * (x[i] - mean) * rstd) * share;
+        let mean_g = slice::sum(&g, |g| g) * share;
+        let mean_gx = slice::sum_of_pairs(&g, x, |g, x| g * (x - mean) * rstd) * share;
         for ((dx, x), g) in dx.iter_mut().zip(x).zip(&g) {
             *dx = rstd * (g - mean_g - (x - mean) * rstd * mean_gx);
         }

@@ -2,8 +2,8 @@
 //!
 //! A sample goes through a block from end to end while its numbers are in the cache. On the way back a block passes one
 //! gradient to the next, where its parts, each an operation of its own, would pass seven, every one of which the tensor
-//! library first adds to zeros. The weights are held as matrix products read them: column by column on the way forward,
-//! and, made when first asked for, row by row on the way back.
+//! library first adds to zeros. The weights are held as matrix products read them, and, from the first gradient on, once
+//! more transposed.
 
 use std::sync::{Arc, OnceLock};
 
@@ -31,40 +31,99 @@ fn elements(tensor: &Tensor) -> TensorResult<Vec<f32>> {
     tensor.flatten_all()?.to_vec1()
 }
 
+/// Columns of a panel, and rows that are multiplied at once: what gemm's widest kernel takes (64 × 6), and as many of its
+/// strips as it takes without packing the panel again.
+const PANEL: usize = 64;
+const ROWS: usize = 48;
+
+/// A matrix (depth, columns) in panels of neighbouring columns, each row by row, as matrix products read it.
+#[derive(Debug)]
+struct Panels {
+    depth: usize,
+    columns: usize,
+    data: Vec<f32>,
+}
+
+impl Panels {
+    fn new(depth: usize, columns: usize, element: impl Fn(usize, usize) -> f32) -> Self {
+        let mut data = Vec::with_capacity(depth * columns);
+        for first in (0..columns).step_by(PANEL) {
+            let panel = first..columns.min(first + PANEL);
+            data.extend(
+                (0..depth)
+                    .flat_map(|row| panel.clone().map(move |column| (row, column)))
+                    .map(|(r, c)| element(r, c)),
+            );
+        }
+        Self { depth, columns, data }
+    }
+
+    fn at(&self, row: usize, column: usize) -> f32 {
+        let first = column - column % PANEL;
+        self.data[first * self.depth + row * PANEL.min(self.columns - first) + column - first]
+    }
+
+    /// `out (rows, columns) = [out +] x (rows, depth) ·` this.
+    fn multiply(&self, out: &mut [f32], x: &[f32], add: bool) {
+        for first in (0..self.columns).step_by(PANEL) {
+            let width = PANEL.min(self.columns - first);
+            let rhs = slice::Matrix { data: &self.data[first * self.depth..], row: width, column: 1 };
+            let rows = out.chunks_mut(ROWS * self.columns).zip(x.chunks(ROWS * self.depth));
+            for (out, x) in rows {
+                let lhs = slice::Matrix { data: x, row: self.depth, column: 1 };
+                let sizes = (x.len() / self.depth, width, self.depth);
+                slice::gemm(sizes, &mut out[first..], self.columns, add, 1.0, lhs, rhs);
+            }
+        }
+    }
+}
+
 /// A frozen affine map.
 #[derive(Debug)]
 struct Affine {
-    inputs: usize,
-    outputs: usize,
-    by_column: Vec<f32>,
-    by_row: OnceLock<Vec<f32>>,
+    /// (inputs, outputs)
+    forward: Panels,
+    /// (outputs, inputs), made when the first gradient goes back.
+    back: OnceLock<Panels>,
     bias: Vec<f32>,
 }
 
 impl Affine {
     fn new(weight: &Tensor, bias: &Tensor) -> TensorResult<Self> {
         let (outputs, inputs) = weight.dims2()?;
-        let by_column = elements(&weight.t()?)?;
-        Ok(Self { inputs, outputs, by_column, by_row: OnceLock::new(), bias: elements(bias)? })
+        let weight = elements(weight)?;
+        let forward = Panels::new(inputs, outputs, |input, output| weight[output * inputs + input]);
+        Ok(Self { forward, back: OnceLock::new(), bias: elements(bias)? })
+    }
+
+    fn inputs(&self) -> usize {
+        self.forward.depth
+    }
+
+    fn outputs(&self) -> usize {
+        self.forward.columns
     }
 
     /// `out (rows, outputs)` from `x (rows, inputs)`.
     fn forward(&self, out: &mut [f32], x: &[f32]) {
-        let (n, k) = (self.outputs, self.inputs);
-        out.chunks_exact_mut(n).for_each(|row| row.copy_from_slice(&self.bias));
-        let lhs = slice::Matrix { data: x, row: k, column: 1 };
-        let rhs = slice::Matrix { data: &self.by_column, row: n, column: 1 };
-        slice::gemm((x.len() / k, n, k), out, n, true, 1.0, lhs, rhs);
+        out.chunks_exact_mut(self.outputs()).for_each(|row| row.copy_from_slice(&self.bias));
+        self.forward.multiply(out, x, true);
     }
 
     /// `dx (rows, inputs)` from `dy (rows, outputs)`.
     fn back(&self, dx: &mut [f32], dy: &[f32]) {
-        let (n, k) = (self.outputs, self.inputs);
-        let by_row =
-            self.by_row.get_or_init(|| (0..n * k).map(|i| self.by_column[(i % k) * n + i / k]).collect());
-        let lhs = slice::Matrix { data: dy, row: n, column: 1 };
-        let rhs = slice::Matrix { data: by_row, row: k, column: 1 };
-        slice::gemm((dy.len() / n, k, n), dx, k, false, 1.0, lhs, rhs);
+        let transposed =
+            || Panels::new(self.outputs(), self.inputs(), |output, input| self.forward.at(input, output));
+        self.back.get_or_init(transposed).multiply(dx, dy, false);
+    }
+
+    /// The rows of its weight (outputs, inputs) from the given output on, and their bias.
+    fn from_output(&self, first: usize, device: &Device) -> TensorResult<(Tensor, Tensor)> {
+        let (inputs, outputs) = (self.inputs(), self.outputs());
+        let weight = (first..outputs).flat_map(|output| (0..inputs).map(move |input| (input, output)));
+        let weight: Vec<f32> = weight.map(|(input, output)| self.forward.at(input, output)).collect();
+        let bias = Tensor::from_slice(&self.bias[first..], outputs - first, device)?;
+        Ok((Tensor::from_vec(weight, (outputs - first, inputs), device)?, bias))
     }
 }
 

@@ -52,20 +52,31 @@ pub fn add_rows(totals: &mut [f32], rows: &[f32]) {
 /// Lanes of the fixed-order reductions: one AVX-512 register.
 pub const LANES: usize = 16;
 
-/// `Σ term(i)` for `i` in `0..len`, in an order that depends on `len` alone.
+/// `Σ term(x)` over `xs`, in an order that depends on their number alone.
 #[inline(always)]
-pub fn sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
+pub fn sum(xs: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    // Whole lanes as arrays: an index into a slice would be checked number by number, and nothing be vectorised.
     let mut lanes = [0f32; LANES];
-    let whole = len - len % LANES;
-    let mut start = 0;
-    while start < whole {
-        for (lane, total) in lanes.iter_mut().enumerate() {
-            *total += term(start + lane);
-        }
-        start += LANES;
+    let (whole, rest) = xs.as_chunks::<LANES>();
+    for xs in whole {
+        lanes.iter_mut().zip(xs).for_each(|(lane, x)| *lane += term(*x));
     }
-    for i in whole..len {
-        lanes[i - whole] += term(i);
+    lanes.iter_mut().zip(rest).for_each(|(lane, x)| *lane += term(*x));
+    total(lanes)
+}
+
+/// `Σ term(x, y)` over two slices of one length, in the order of [`sum`].
+#[inline(always)]
+pub fn sum_of_pairs(xs: &[f32], ys: &[f32], term: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let ((xs, rest), (ys, others)) = (xs.as_chunks::<LANES>(), ys.as_chunks::<LANES>());
+    for (xs, ys) in xs.iter().zip(ys) {
+        for (lane, (x, y)) in lanes.iter_mut().zip(xs.iter().zip(ys)) {
+            *lane += term(*x, *y);
+        }
+    }
+    for (lane, (x, y)) in lanes.iter_mut().zip(rest.iter().zip(others)) {
+        *lane += term(*x, *y);
     }
     total(lanes)
 }

@@ -79,7 +79,7 @@ pub fn softmax_backward(ds: &mut [f32], p: &[f32], (first, keys): (usize, usize)
     for (ds, p) in ds.chunks_exact_mut(keys).zip(p.chunks_exact(keys)) {
         let (one, other) = ds.split_at_mut(first);
         for (ds, p) in [(one, &p[..first]), (other, &p[first..])] {
-            let mean = slice::sum(p.len(), |j| ds[j] * p[j]);
+            let mean = slice::sum_of_pairs(ds, p, |ds, p| ds * p);
             ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - mean) * scale);
         }
     }

@@ -201,6 +201,16 @@ fn only_trainings_go_backward() {
 }
 
 #[test]
+fn models_multiply_and_convolve_through_nn() {
+    // The tensor library's own would compute the gradients of frozen weights, or convolve group by group.
+    for source in sources().iter().filter(|source| ["models", "adapter"].contains(&source.module.as_str())) {
+        for name in [".matmul(", ".conv1d(", ".conv2d(", "candle_nn::ops", "candle_nn::linear"] {
+            assert!(!code(source).contains(name), "{} uses {name}", source.path.display());
+        }
+    }
+}
+
+#[test]
 fn only_one_module_draws_random_numbers() {
     for source in sources().iter().filter(|source| source.module != "rng") {
         for name in ["rand_chacha", "rand::", "thread_rng", "getrandom", "rand_like", "Tensor::rand"] {

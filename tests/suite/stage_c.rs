@@ -128,6 +128,13 @@ fn further_scalars_modulate_as_upstream() {
 }
 
 #[test]
+fn half_precision_that_overflows_is_refused() {
+    let refused = StageC::new(&config(), fixture("prior").builder(DType::F16, &Device::Cpu));
+    let message = refused.unwrap_err().to_string();
+    assert!(message.contains("f16") && message.contains("bf16"), "{message}");
+}
+
+#[test]
 fn every_gradient_equals_torchs() {
     let golden = fixture("unet_backward");
     let trainable = Trainable::from_weights(fixture("prior"));

@@ -42,13 +42,9 @@ impl PackedAttention {
     /// # Errors
     /// Where the shapes do not fit.
     pub fn key_value(&self, tokens: &Tensor) -> TensorResult<KeyValue> {
-        let Affine { inputs, outputs, by_column, bias, .. } = &self.0.to_qkv;
-        let device = tokens.device();
-        let weight = Tensor::from_slice(by_column, (*inputs, *outputs), device)?.t()?;
-        let bias = Tensor::from_slice(bias, *outputs, device)?;
-        let channels = outputs / 3;
-        let part = |xs: &Tensor| xs.narrow(0, channels, 2 * channels);
-        Ok(KeyValue::new(linear(tokens, &part(&weight)?, Some(&part(&bias)?))?))
+        let maps = &*self.0;
+        let (weight, bias) = maps.to_qkv.from_output(maps.to_out.outputs(), tokens.device())?;
+        Ok(KeyValue::new(linear(tokens, &weight, Some(&bias))?))
     }
 
     /// Applies the block.
@@ -79,7 +75,7 @@ impl Fused for AttentionForward {
     const OVERWRITES: bool = true;
 
     fn shape(&self, [xs, external, _]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
-        let channels = self.maps.to_out.outputs;
+        let channels = self.maps.to_out.outputs();
         match (xs, external) {
             ([b, _, c], [batch, _, double]) if *c == channels && b == batch && *double == 2 * channels => {
                 Ok(xs.into())

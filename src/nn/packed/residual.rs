@@ -73,7 +73,7 @@ impl PackedResidual {
 
 impl Residual {
     fn channels(&self) -> usize {
-        self.contract.outputs
+        self.contract.outputs()
     }
 
     /// One sample's `norm(depthwise(x))` into `normed`; `convolved` gets what the norm is taken of.
@@ -97,7 +97,7 @@ impl Fused for ResidualForward {
     const OVERWRITES: bool = true;
 
     fn shape(&self, [xs, skip, _]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
-        let (channels, inputs) = (self.block.channels(), self.block.expand.inputs);
+        let (channels, inputs) = (self.block.channels(), self.block.expand.inputs());
         let fits = match (xs, skip) {
             ([_, n, c], [0]) => *n == self.size.0 * self.size.1 && *c == channels && inputs == channels,
             ([b, n, c], [batch, positions, more]) => {
@@ -119,8 +119,8 @@ impl Fused for ResidualForward {
 
     fn cpu(&self, [xs, skip, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
         let (block, positions) = (&*self.block, xs.dims[1]);
-        let (channels, more) = (block.channels(), block.expand.inputs - block.channels());
-        let (wide, batch) = (positions * block.expand.outputs, xs.dims[0]);
+        let (channels, more) = (block.channels(), block.expand.inputs() - block.channels());
+        let (wide, batch) = (positions * block.expand.outputs(), xs.dims[0]);
         let mut kept = unwritten(if self.hidden.is_some() { batch * wide } else { 0 });
         let widths = (positions * channels, if self.hidden.is_some() { wide } else { 0 });
         slice::by_rows_of_two(batch, (out, &mut kept), widths, |samples, out, kept| {
@@ -198,7 +198,7 @@ struct ResidualBackward {
 impl ResidualBackward {
     /// Elements of each position in the two results.
     fn widths(&self) -> (usize, usize) {
-        let (channels, inputs) = (self.block.channels(), self.block.expand.inputs);
+        let (channels, inputs) = (self.block.channels(), self.block.expand.inputs());
         (if self.of_own { channels } else { 0 }, if self.of_skip { inputs - channels } else { 0 })
     }
 }
@@ -213,7 +213,7 @@ impl Fused for ResidualBackward {
 
     fn cpu(&self, [xs, dy, _]: [Argument; ARGUMENTS], out: &mut [f32]) {
         let (block, positions, batch) = (&*self.block, xs.dims[1], xs.dims[0]);
-        let (channels, inputs, wide) = (block.channels(), block.expand.inputs, block.expand.outputs);
+        let (channels, inputs, wide) = (block.channels(), block.expand.inputs(), block.expand.outputs());
         let (own, other) = self.widths();
         let (dx, dskip) = out.split_at_mut(batch * positions * own);
         slice::by_rows_of_two(
