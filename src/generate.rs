@@ -194,7 +194,7 @@ impl Noise {
 }
 
 /// The most images that one worker samples at once.
-const BATCH: usize = 16;
+const BATCH: usize = 8;
 
 /// Images that one worker samples at once, so that all of them are busy to the end.
 fn batch(images: usize, workers: usize) -> usize {

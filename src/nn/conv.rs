@@ -4,6 +4,7 @@
 
 use multiversion::multiversion;
 
+use super::slice::LANES;
 use super::*;
 
 /// A depthwise 3×3 convolution with zero padding and stride 1.
@@ -51,32 +52,65 @@ pub(super) fn by_tap(weight: &[f32], channels: usize) -> Vec<f32> {
     (0..9 * channels).map(|i| weight[(i % channels) * 9 + i / channels]).collect()
 }
 
+/// The taps of a pixel whose other end lies within the picture, in order: the first element of that pixel, and the tap's
+/// number; and how many there are. On the way back the ends change places.
 #[inline(always)]
-fn multiply_rows(out: &mut [f32], x: &[f32], w: &[f32]) {
-    let channels = w.len();
-    for (out, x) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
-        for ((out, x), w) in out.iter_mut().zip(x).zip(w) {
-            *out = x.mul_add(*w, *out);
+fn taps_of(
+    (y, x): (usize, usize),
+    (height, width): (usize, usize),
+    channels: usize,
+    back: bool,
+) -> ([(usize, usize); 9], usize) {
+    // Of three taps along an axis: which are within, and where the other end is.
+    let within = |at: usize, count: usize| {
+        let (low, high) = (usize::from(at == 0), usize::from(at + 1 == count));
+        if back { high..3 - low } else { low..3 - high }
+    };
+    let end = |at: usize, tap: usize| if back { at + 1 - tap } else { at + tap - 1 };
+    let (mut taps, mut count) = ([(0, 0); 9], 0);
+    for dy in within(y, height) {
+        for dx in within(x, width) {
+            taps[count] = ((end(y, dy) * width + end(x, dx)) * channels, 3 * dy + dx);
+            count += 1;
+        }
+    }
+    (taps, count)
+}
+
+/// Adds to each pixel its taps, in their order, a register of channels at a time.
+#[inline(always)]
+fn convolve_sample(out: &mut [f32], size: (usize, usize), input: &[f32], w: &[f32], back: bool) {
+    let channels = w.len() / 9;
+    for (at, out) in out.chunks_exact_mut(channels).enumerate() {
+        let (taps, count) = taps_of((at / size.1, at % size.1), size, channels, back);
+        let ends = taps[..count]
+            .iter()
+            .map(|&(pixel, tap)| (&input[pixel..][..channels], &w[tap * channels..][..channels]));
+        let (whole, rest) = out.as_chunks_mut::<LANES>();
+        let from = whole.len() * LANES;
+        for (i, sums) in whole.iter_mut().enumerate() {
+            for (xs, ws) in ends.clone() {
+                let pairs = xs[i * LANES..][..LANES].iter().zip(&ws[i * LANES..][..LANES]);
+                sums.iter_mut().zip(pairs).for_each(|(sum, (x, w))| *sum = x.mul_add(*w, *sum));
+            }
+        }
+        for (xs, ws) in ends {
+            let pairs = xs[from..].iter().zip(&ws[from..]);
+            rest.iter_mut().zip(pairs).for_each(|(out, (x, w))| *out = x.mul_add(*w, *out));
         }
     }
 }
 
 /// One sample's convolution, added to `y`; `w` holds nine rows of channels.
 #[multiversion(targets = "simd")]
-pub(super) fn forward(y: &mut [f32], (height, width): (usize, usize), x: &[f32], w: &[f32]) {
-    let channels = w.len() / 9;
-    taps(height, width, channels, |tap, out, input, run| {
-        multiply_rows(&mut y[out..out + run], &x[input..input + run], &w[tap * channels..][..channels]);
-    });
+pub(super) fn forward(y: &mut [f32], size: (usize, usize), x: &[f32], w: &[f32]) {
+    convolve_sample(y, size, x, w, false);
 }
 
 /// The gradient with respect to one sample's input, added to `dx`.
 #[multiversion(targets = "simd")]
-pub(super) fn backward(dx: &mut [f32], (height, width): (usize, usize), dy: &[f32], w: &[f32]) {
-    let channels = w.len() / 9;
-    taps(height, width, channels, |tap, out, input, run| {
-        multiply_rows(&mut dx[input..input + run], &dy[out..out + run], &w[tap * channels..][..channels]);
-    });
+pub(super) fn backward(dx: &mut [f32], size: (usize, usize), dy: &[f32], w: &[f32]) {
+    convolve_sample(dx, size, dy, w, true);
 }
 
 /// The gradient with respect to the weight from one sample, added to the nine rows of `dw`.

@@ -110,6 +110,12 @@ impl Affine {
         self.forward.multiply(out, x, true);
     }
 
+    /// `out (rows, outputs) = residual +` this of `x (rows, inputs)`.
+    fn forward_onto(&self, out: &mut [f32], x: &[f32], residual: &[f32]) {
+        self.forward.multiply(out, x, false);
+        slice::add_bias_and(out, &self.bias, residual);
+    }
+
     /// `dx (rows, inputs)` from `dy (rows, outputs)`.
     fn back(&self, dx: &mut [f32], dy: &[f32]) {
         let transposed =

@@ -49,6 +49,16 @@ pub fn add_rows(totals: &mut [f32], rows: &[f32]) {
     }
 }
 
+/// `rows = others + (rows + bias)`, the bias added to each row.
+#[multiversion(targets = "simd")]
+pub fn add_bias_and(rows: &mut [f32], bias: &[f32], others: &[f32]) {
+    for (row, other) in rows.chunks_exact_mut(bias.len()).zip(others.chunks_exact(bias.len())) {
+        for ((x, bias), other) in row.iter_mut().zip(bias).zip(other) {
+            *x = other + (*x + bias);
+        }
+    }
+}
+
 /// Lanes of the fixed-order reductions: one AVX-512 register.
 pub const LANES: usize = 16;
 

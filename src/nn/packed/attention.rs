@@ -102,8 +102,7 @@ impl Fused for AttentionForward {
                 norm::normalise(&mut normed, channels, x, &[], &[], EPSILON);
                 maps.to_qkv.forward(qkv, &normed);
                 self.attention.mix(sizes, b, (qkv, external.sample(b)), &mut weights, &mut mixed);
-                maps.to_out.forward(out, &mixed);
-                slice::add_rows(out, x);
+                maps.to_out.forward_onto(out, &mixed, x);
             }
         });
         if let Some(qkv) = &self.qkv {

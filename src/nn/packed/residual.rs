@@ -140,8 +140,7 @@ impl Fused for ResidualForward {
                 let hidden = if widths.1 == 0 { &mut own[..] } else { &mut kept[i * wide..][..wide] };
                 block.expand.forward(hidden, inputs);
                 grn::gelu_respond(&mut activated, hidden, &block.gamma, &block.beta);
-                block.contract.forward(out, &activated);
-                slice::add_rows(out, x);
+                block.contract.forward_onto(out, &activated, x);
             }
         });
         if let Some(hidden) = &self.hidden {
