@@ -124,7 +124,7 @@ impl Affine {
     }
 
     /// The rows of its weight (outputs, inputs) from the given output on, and their bias.
-    fn from_output(&self, first: usize, device: &Device) -> TensorResult<(Tensor, Tensor)> {
+    fn rows_from(&self, first: usize, device: &Device) -> TensorResult<(Tensor, Tensor)> {
         let (inputs, outputs) = (self.inputs(), self.outputs());
         let weight = (first..outputs).flat_map(|output| (0..inputs).map(move |input| (input, output)));
         let weight: Vec<f32> = weight.map(|(input, output)| self.forward.at(input, output)).collect();

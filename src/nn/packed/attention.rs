@@ -43,7 +43,7 @@ impl PackedAttention {
     /// Where the shapes do not fit.
     pub fn key_value(&self, tokens: &Tensor) -> TensorResult<KeyValue> {
         let maps = &*self.0;
-        let (weight, bias) = maps.to_qkv.from_output(maps.to_out.outputs(), tokens.device())?;
+        let (weight, bias) = maps.to_qkv.rows_from(maps.to_out.outputs(), tokens.device())?;
         Ok(KeyValue::new(linear(tokens, &weight, Some(&bias))?))
     }
 
