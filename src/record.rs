@@ -16,7 +16,7 @@
 //! This module does not decide what a cell is, nor when it runs; nothing here names a tensor.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -220,13 +220,7 @@ impl Recorder {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
         let header = settle_header(folder, header)?;
         let path = folder.join("rows.csv");
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(Error::io("open", &path))?;
+        let mut file = lock::open_or_create(&path)?;
         if file.try_lock().is_err() {
             return Err(Error::data(
                 &path,

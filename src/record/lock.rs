@@ -68,14 +68,18 @@ impl FolderLock {
 fn open(folder: &Path) -> Result<(File, PathBuf)> {
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let path = folder.join(".lock");
-    let file = OpenOptions::new()
+    Ok((open_or_create(&path)?, path))
+}
+
+/// Opens a file to read, write and lock, making it where it is missing; what it holds stays.
+pub(super) fn open_or_create(path: &Path) -> Result<File> {
+    OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
-        .open(&path)
-        .map_err(Error::io("open", &path))?;
-    Ok((file, path))
+        .open(path)
+        .map_err(Error::io("open", path))
 }
 
 impl Drop for FolderLock {
