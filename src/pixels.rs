@@ -1,5 +1,9 @@
 //! A picture as plain values: eight-bit RGB, row by row. Reading and writing files is `image`'s business.
 
+mod resize;
+
+pub use resize::Filter;
+
 /// An RGB picture, `height × width × 3` bytes, rows from top to bottom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
