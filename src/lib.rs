@@ -7,7 +7,7 @@
 //! ```text
 //! ground        error units pixels progress rng stats        plain values: no tensor, no file, no clock
 //! first floor   nn models diffusion objective reward adapter scenes      mathematics
-//! second floor  weights prior base image data record checkpoint provenance      bytes and values
+//! second floor  weights cache prior base image data record checkpoint provenance      bytes and values
 //! third floor   spec train pretrain collective generate evaluate launch      the work
 //! side wing     report                                        reading only, no tensor
 //! roof          cmd                                           prints, parses, exits
@@ -32,6 +32,7 @@ pub mod reward;
 pub mod scenes;
 
 pub mod base;
+pub mod cache;
 pub mod checkpoint;
 pub mod data;
 pub mod image;

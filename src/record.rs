@@ -19,6 +19,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 
@@ -391,8 +392,10 @@ fn write_header(folder: &Path, header: &Header) -> Result<()> {
 /// # Errors
 /// Where the system refuses.
 pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    // Two processes that write the same file each finish their own.
-    let partial = with_suffix(path, &format!(".{}.partial", std::process::id()));
+    // Two processes, or threads, that write the same file each finish their own.
+    static WRITTEN: AtomicU64 = AtomicU64::new(0);
+    let count = WRITTEN.fetch_add(1, Ordering::Relaxed);
+    let partial = with_suffix(path, &format!(".{}-{count}.partial", std::process::id()));
     let mut file = File::create(&partial).map_err(Error::io("create", &partial))?;
     let written = file.write_all(bytes).and_then(|()| file.sync_all());
     if let Err(source) = written {

@@ -14,11 +14,12 @@ mod step;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::{self, Adapter, drop_user};
 use crate::base::Base;
+use crate::cache::Shards;
 use crate::checkpoint;
 use crate::collective::{self, Collective};
 use crate::diffusion::TimestepRange;
@@ -80,18 +81,38 @@ pub struct Example {
 /// Preference pairs as the denoiser sees them.
 #[derive(Debug)]
 pub struct Pairs {
-    /// Clean latents of both images, (pairs, 2, C, h, w).
-    pub latents: Tensor,
-    /// Conditioning tokens of the captions, (pairs, N, D).
-    pub tokens: Tensor,
+    /// Clean latents of both images, (2, C, h, w) a pair.
+    pub latents: Rows,
+    /// Conditioning tokens of the captions, (N, D) each; pairs may share one.
+    pub tokens: Rows,
+    /// The row of each pair's caption in `tokens`.
+    pub caption: Vec<usize>,
     /// Conditioning tokens of the empty caption, (1, N, D).
     pub empty: Tensor,
+}
+
+/// Rows of tensors, wherever they are.
+#[derive(Debug)]
+pub enum Rows {
+    /// All in memory: (rows, …).
+    Memory(Tensor),
+    /// Under a name in a store on the disk, which is read row by row.
+    Kept(Shards, &'static str),
+}
+
+impl Rows {
+    fn get(&self, index: usize, device: &Device) -> Result<Tensor> {
+        Ok(match self {
+            Self::Memory(tensor) => tensor.get(index)?,
+            Self::Kept(shards, name) => shards.read(name, &[index], DType::F32, device)?.squeeze(0)?,
+        })
+    }
 }
 
 impl Pairs {
     /// How many pairs there are.
     pub fn len(&self) -> usize {
-        self.latents.dims().first().copied().unwrap_or(0)
+        self.caption.len()
     }
 
     /// True where there is no pair.
@@ -299,30 +320,35 @@ fn micro_batch(
     let Bench { base, pairs, reference, .. } = bench;
     let images = if settings.objective.needs().rejected { 2 } else { 1 };
     let count = visits.len();
-    let (_, _, channels, height, width) = pairs.latents.dims5()?;
-    let each = channels * height * width;
+    let device = &base.prior.device;
+    let both = visits.iter().map(|visit| pairs.latents.get(visit.example.pair, device));
+    let both = both.collect::<Result<Vec<_>>>()?;
     // Image-major: all chosen, then all rejected.
     let mut latents = Vec::with_capacity(images * count);
     for rejected in 0..images {
-        for visit in visits {
+        for (visit, both) in visits.iter().zip(&both) {
             let second = visit.example.second_chosen != (rejected == 1);
-            latents.push(pairs.latents.get(visit.example.pair)?.get(usize::from(second))?);
+            latents.push(both.get(usize::from(second))?);
         }
     }
     let latents = Tensor::stack(&latents, 0)?; // (images·B, C, h, w)
+    let (_, channels, height, width) = latents.dims4()?;
+    let each = channels * height * width;
     let (mut timesteps, mut noise, mut tokens, mut users) = (vec![], vec![], vec![], vec![]);
     for visit in visits {
         let mut draw = stream(seed, &format!("train draw {}", visit.occurrence), visit.example.pair as u64);
         timesteps.push(settings.timesteps.draw(&base.prior.schedule, draw.uniform()));
         noise.extend(draw.normals(each));
         let captionless = draw.chance(settings.text_dropout);
-        tokens.push(if captionless { pairs.empty.get(0)? } else { pairs.tokens.get(visit.example.pair)? });
+        tokens.push(match captionless {
+            true => pairs.empty.get(0)?,
+            false => pairs.tokens.get(pairs.caption[visit.example.pair], device)?,
+        });
         let mut user = visit.example.user.clone();
         drop_user(&mut user, settings.user_dropout, &mut draw);
         users.extend(user);
     }
     let twice = |xs: Tensor| if images == 2 { Tensor::cat(&[&xs, &xs], 0) } else { Ok(xs) };
-    let device = pairs.latents.device();
     let noise = twice(Tensor::from_vec(noise, (count, channels, height, width), device)?)?;
     let timesteps: Vec<_> = timesteps.iter().copied().cycle().take(images * count).collect();
     let noised = base.prior.schedule.add_noise(&latents, &noise, &timesteps)?;

@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -20,6 +19,7 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result, nearest};
+use crate::record::replace_file;
 use crate::rng;
 use crate::units::{Digest, Seed};
 
@@ -215,6 +215,29 @@ impl Weights {
                 .to_device(device)?,
         };
         Ok(tensor.to_dtype(dtype)?.contiguous()?)
+    }
+
+    /// Row `index` of the tensor under `name`, without the others, converted to `dtype`.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] where the key or the row is missing.
+    pub fn row(&self, name: &str, index: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+        let Source::Safetensors { map, data_start, index: tensors } = &self.0.source else {
+            return Ok(self.read(name, dtype, device)?.get(index)?);
+        };
+        let stored = tensors.get(name).ok_or_else(|| self.missing(name))?;
+        let rows = stored.shape.first().copied().unwrap_or(0);
+        if index >= rows {
+            return Err(Error::weights(
+                self.path(),
+                format!("tensor `{name}` has {rows} rows, no row {index}"),
+            ));
+        }
+        let bytes = (stored.to - stored.from) / rows;
+        let start = data_start + stored.from + index * bytes;
+        let row =
+            Tensor::from_raw_buffer(&map[start..start + bytes], stored.dtype, &stored.shape[1..], device)?;
+        Ok(row.to_dtype(dtype)?)
     }
 
     fn missing(&self, name: &str) -> Error {
@@ -465,24 +488,11 @@ pub fn save(
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header);
     bytes.extend(data);
-    write_whole(path, &bytes)?;
-    Ok(Digest::of(&bytes))
-}
-
-/// Writes a file so that it appears whole or not at all: write beside, sync, rename.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     }
-    let beside = path.with_extension(format!("partial-{}", std::process::id()));
-    let mut file = File::create(&beside).map_err(Error::io("create", &beside))?;
-    let written = file.write_all(bytes).and_then(|()| file.sync_all());
-    if let Err(fault) = written {
-        // What the system says about the removal adds nothing to why the write failed.
-        let _ = std::fs::remove_file(&beside);
-        return Err(Error::io("write", path)(fault));
-    }
-    std::fs::rename(&beside, path).map_err(Error::io("write", path))
+    replace_file(path, &bytes)?;
+    Ok(Digest::of(&bytes))
 }
 
 #[cfg(test)]

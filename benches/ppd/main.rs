@@ -10,6 +10,7 @@
 mod full;
 mod measured;
 mod ops;
+mod pictures;
 mod stage_c;
 mod statistics;
 
@@ -31,7 +32,7 @@ struct Arguments {
     /// Prints their names
     #[arg(long)]
     list: bool,
-    /// The folder that the PyTorch twin exported; `step`, `step-cached` and `sample` need it
+    /// The folder that the PyTorch twin exported; `step`, `step-cached`, `sample` and `encode` need it
     #[arg(long)]
     inputs: Option<PathBuf>,
     #[arg(long, default_value_t = 2)]
@@ -72,6 +73,8 @@ const BENCHES: &[(&str, Bench)] = &[
     ("step", |a| stage_c::step(a.inputs()?, a.threads, a.reps, false)),
     ("step-cached", |a| stage_c::step(a.inputs()?, a.threads, a.reps, true)),
     ("sample", |a| stage_c::sample(a.inputs()?, a.threads, a.reps, a.steps)),
+    ("preprocess", |a| pictures::preprocess(a.reps)),
+    //("encode", |a| pictures::encode(a.inputs()?, a.reps)),
     ("linear", |a| ops::linear(a.reps)),
     ("pointwise-conv", |a| ops::pointwise_conv(a.reps)),
     ("depthwise-conv", |a| ops::depthwise_conv(a.reps)),
@@ -82,7 +85,8 @@ const BENCHES: &[(&str, Bench)] = &[
     ("modulate", |a| ops::modulate(a.reps)),
     ("attention", |a| ops::attention(a.reps)),
     ("squared-error", |a| ops::squared_error(a.reps)),
-    ("bca", |a| statistics::bca(a.reps)),
+    ("bca", |a| statistics::bca(a.reps, 1)),
+    ("bca-parallel", |a| statistics::bca(a.reps, a.threads)),
     // On a GPU, and only where asked for by name.
     ("full-step", |a| a.full(false)),
     ("full-step-cached", |a| a.full(true)),

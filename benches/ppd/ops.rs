@@ -18,7 +18,7 @@ const TEXT: usize = 85;
 const USER: usize = 8;
 
 /// The same numbers in [−1, 1) as the twin's: a multiplicative hash of the index.
-fn numbers(shape: &[usize], salt: u32) -> Result<Tensor> {
+pub fn numbers(shape: &[usize], salt: u32) -> Result<Tensor> {
     let count = shape.iter().product::<usize>() as u32;
     let values: Vec<f32> = (0..count)
         .map(|i| {
@@ -29,7 +29,7 @@ fn numbers(shape: &[usize], salt: u32) -> Result<Tensor> {
     Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
-fn mean_square(xs: &Tensor) -> Result<f64> {
+pub fn mean_square(xs: &Tensor) -> Result<f64> {
     Ok(f64::from(xs.sqr()?.flatten_all()?.mean(D::Minus1)?.to_scalar::<f32>()?))
 }
 

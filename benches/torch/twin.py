@@ -1,7 +1,7 @@
 """PyTorch's, diffusers' and scipy's side of every measurement of `benches/ppd`: the same shapes, weights and numbers.
 
     python benches/torch/twin.py --list
-    python benches/torch/twin.py --export DIR              # the model and inputs that step and sample share
+    python benches/torch/twin.py --export DIR              # the models and inputs that step, sample and encode share
     python benches/torch/twin.py step sample --inputs DIR --threads 2
 
 Prints one JSON object a measurement, in the form that `benches/ppd` prints. Eager mode, float32, no torch.compile.
@@ -134,6 +134,8 @@ class StageC:
         adapter = {name.replace("__", "."): value.detach() for name, value in self.adapter.items()}
         save_file(adapter, os.path.join(folder, "adapters.safetensors"))
         save_file(self.inputs, os.path.join(folder, "inputs.safetensors"))
+        encoding = {name: value.contiguous() for name, value in encoder().state_dict().items()}
+        save_file(encoding, os.path.join(folder, "effnet_encoder.safetensors"))
 
     def assert_exported(self, folder):
         """The other side reads the exported tensors: they must be these."""
@@ -342,6 +344,59 @@ def full_step(arguments, cached=False):
 FULL_FORWARD_FLOPS = 2.0 * 64 * (12.0 * 2048 * 2048 * 576 + 2.0 * 576 * (576 + 85) * 2048)
 
 
+# ── pictures ──
+
+PICTURES, REWARD_SIDE, CODEC_SIDE = 8, 224, 768
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def preprocess(arguments):
+    """Pillow's bicubic resize of whole pictures, the centre's crop and CLIP's constants, on one thread."""
+    import numpy
+    import torch
+    from PIL import Image
+    from torchvision import transforms
+
+    torch.set_num_threads(1)
+    shape = [PICTURES, 768, 1024, 3]
+    pixels = ((numbers(shape, 1).numpy() + 1) * 128).astype(numpy.uint8)
+    pictures = [Image.fromarray(picture) for picture in pixels]
+    resize = transforms.Resize(REWARD_SIDE, interpolation=transforms.InterpolationMode.BICUBIC)
+    normalize = transforms.Normalize(CLIP_MEAN, CLIP_STD)
+    whole = transforms.Compose([resize, transforms.CenterCrop(REWARD_SIDE), transforms.ToTensor(), normalize])
+    seconds, out = timed(arguments.reps, lambda: torch.stack([whole(picture) for picture in pictures]))
+    return {"pictures": shape, "side": REWARD_SIDE} | circumstances(out), seconds, [out.square().mean().item()]
+
+
+def encoder():
+    """Stage C's encoder: EfficientNetV2-S and Stability's map to latents, with random weights and true running statistics."""
+    import torch
+    from torchvision.models import efficientnet_v2_s
+
+    torch.manual_seed(0)
+    mapper = torch.nn.Sequential(torch.nn.Conv2d(1280, 16, 1, bias=False), torch.nn.BatchNorm2d(16, affine=False))
+    model = torch.nn.Sequential()
+    model.add_module("backbone", efficientnet_v2_s(weights=None).features)
+    model.add_module("mapper", mapper)
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        # As after a training: what passes each norm has mean 0 and deviation 1.
+        model.train()(torch.randn(4, 3, 128, 128))
+    return model.eval()
+
+
+def encode(arguments):
+    import torch
+
+    model, shape = encoder(), [2, 3, CODEC_SIDE, CODEC_SIDE]
+    pixels = numbers(shape, 2)
+    with torch.no_grad():
+        seconds, out = timed(arguments.reps, lambda: model(pixels))
+    return {"pixels": shape} | circumstances(out), seconds, [out.square().mean().item()]
+
+
 # ── operations ──
 
 BATCH, WIDTH, HEADS, TEXT, USER = 32, 256, 4, 85, 8
@@ -489,8 +544,8 @@ def squared_error(arguments):
 # ── statistics ──
 
 
-def bca(arguments):
-    """scipy's BCa of the mean of all rows, which knows no clusters."""
+def bca(arguments, threads=1):
+    """scipy's BCa of the mean of all rows, which knows no clusters, and uses one of `threads` threads."""
     import numpy
     from scipy import stats
 
@@ -505,8 +560,7 @@ def bca(arguments):
         return values.mean()
 
     seconds, mean = timed(arguments.reps, call)
-    # scipy computes on one thread.
-    shape = {"rows": rows, "resamples": resamples, "dtype": "f64", "threads": 1, "device": "cpu"}
+    shape = {"rows": rows, "resamples": resamples, "dtype": "f64", "threads": threads, "device": "cpu"}
     return shape, seconds, [float(mean)]
 
 
@@ -514,6 +568,8 @@ BENCHES = {
     "step": step,
     "step-cached": lambda arguments: step(arguments, cached=True),
     "sample": sample,
+    "preprocess": preprocess,
+    "encode": encode,
     "linear": linear,
     "pointwise-conv": pointwise_conv,
     "depthwise-conv": depthwise_conv,
@@ -525,6 +581,7 @@ BENCHES = {
     "attention": attention,
     "squared-error": squared_error,
     "bca": bca,
+    "bca-parallel": lambda arguments: bca(arguments, arguments.threads),
     # On a GPU, and only where asked for by name.
     "full-step": full_step,
     "full-step-cached": lambda arguments: full_step(arguments, cached=True),
@@ -552,7 +609,7 @@ def main():
     if unknown:
         raise SystemExit(f"unknown measurement {unknown[0]!r}; --list prints the known ones")
     for name in arguments.names or [name for name in BENCHES if not name.startswith("full-")]:
-        if name != "bca":
+        if not name.startswith("bca"):
             import torch
 
             torch.set_num_threads(arguments.threads)

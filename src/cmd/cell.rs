@@ -6,7 +6,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::Instant;
 
-use candle_core::Tensor;
+mod material;
 
 use super::device::Compute;
 use super::image_store::ImageStore;
@@ -16,7 +16,7 @@ use crate::checkpoint::{open_adapter, save_adapter};
 use crate::collective;
 use crate::data::labels::comparisons;
 use crate::data::prompts::{self, Prompt};
-use crate::data::{Preference, Split, pick_a_pic, scores};
+use crate::data::{Preference, scores};
 use crate::diffusion::SamplerConfig;
 use crate::error::{Error, Result};
 use crate::evaluate::Scorers;
@@ -392,47 +392,6 @@ impl<'a> Laboratory<'a> {
             Ok(prompts)
         })
     }
-
-    fn preferences(&self) -> Result<&(Vec<Preference>, scores::Scores)> {
-        get_or_open(&self.preferences, || {
-            let path = self.plan.data("pairs")?;
-            let mut preferences = pick_a_pic::load(&path, Split::Train, pick_a_pic::Columns::All)?;
-            let mut scores = scores::read(path.with_extension("scores.csv"), &preferences)?;
-            if let Some(most) = self.plan.spec.data.pairs.filter(|&most| most < preferences.len()) {
-                preferences.truncate(most);
-                scores = scores.truncated(most);
-            }
-            Ok((preferences, scores))
-        })
-    }
-
-    /// All pairs as the denoiser sees them.
-    fn pairs(&self) -> Result<&Pairs> {
-        get_or_open(&self.pairs, || {
-            let (preferences, _) = self.preferences()?;
-            let base = self.base()?;
-            let origin = self.plan.data("pairs")?;
-            let batches: Vec<&[Preference]> = preferences.chunks(ENCODED_AT_ONCE).collect();
-            let encoded = self.compute.workers.map(&batches, |_, batch| -> Result<(Tensor, Tensor)> {
-                let images = batch
-                    .iter()
-                    .flat_map(|pair| [pair.image(0, &origin), pair.image(1, &origin)])
-                    .collect::<Result<Vec<Image>>>()?;
-                let latents = base.encode(&images)?;
-                let (_, channels, height, width) = latents.dims4()?;
-                let latents = latents.reshape((batch.len(), 2, channels, height, width))?;
-                let captions: Vec<String> = batch.iter().map(|pair| pair.caption.clone()).collect();
-                Ok((latents, base.prior.conditioning_tokens(&captions)?))
-            });
-            let (latents, tokens): (Vec<_>, Vec<_>) =
-                encoded.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
-            Ok(Pairs {
-                latents: Tensor::cat(&latents, 0)?,
-                tokens: Tensor::cat(&tokens, 0)?,
-                empty: base.prior.conditioning_tokens(&[String::new()])?,
-            })
-        })
-    }
 }
 
 /// One image, or what one image gave; else why there is nothing, which its row will say.
@@ -457,9 +416,6 @@ fn one_by_one<T, R>(items: &[T], make: impl Fn(&[T]) -> Result<Vec<R>>) -> Resul
         Err(fault) => Err(fault),
     }
 }
-
-/// Pairs that one worker encodes at a time.
-const ENCODED_AT_ONCE: usize = 16;
 
 /// The user of methods without users: one constant that is not zero, for a zero user is the base and trains nothing.
 pub(super) const CONSTANT_USER: [f32; 1] = [1.0];

@@ -7,6 +7,8 @@
 mod reader;
 mod writer;
 
+use std::collections::VecDeque;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use sha2::Digest as _;
@@ -256,6 +258,106 @@ pub fn load(path: impl AsRef<Path>, split: Split, columns: Columns) -> Result<Ve
         pairs.extend(read(&file, columns)?);
     }
     Ok(pairs)
+}
+
+/// One part of a dataset from its first row to its last: only what is asked for is kept in memory.
+pub struct Rows {
+    /// Files not yet opened, the next one last.
+    files: Vec<PathBuf>,
+    columns: Columns,
+    open: Option<Batches>,
+    /// Rows read and not yet taken, and the number of the first of them.
+    ahead: VecDeque<Preference>,
+    next: usize,
+    path: PathBuf,
+}
+
+impl Rows {
+    /// Starts before the first row.
+    ///
+    /// # Errors
+    /// As [`shards`].
+    pub fn open(path: impl AsRef<Path>, split: Split, columns: Columns) -> Result<Self> {
+        let mut files = shards(&path, split)?;
+        files.reverse();
+        let path = path.as_ref().to_path_buf();
+        Ok(Self { files, columns, open: None, ahead: VecDeque::new(), next: 0, path })
+    }
+
+    /// How many rows lie ahead.
+    ///
+    /// # Errors
+    /// As [`read`].
+    pub fn left(&self) -> Result<usize> {
+        let unopened = self.files.iter().map(|file| Ok(Batches::open(file, self.columns)?.len()));
+        let in_open = self.open.as_ref().map_or(0, Batches::left);
+        Ok(unopened.sum::<Result<usize>>()? + in_open + self.ahead.len())
+    }
+
+    /// The rows of a range, none of which was taken or passed before. Files that lie before it are not read.
+    ///
+    /// # Errors
+    /// Where there are fewer rows, the range lies behind, and as [`read`].
+    pub fn take(&mut self, range: Range<usize>) -> Result<Vec<Preference>> {
+        if range.start < self.next {
+            return Err(Error::Shape(format!("rows {range:?} are asked for after row {}", self.next)));
+        }
+        self.pass(range.start)?;
+        let mut taken = Vec::with_capacity(range.len());
+        while taken.len() < range.len() {
+            let Some(row) = self.row()? else {
+                return Err(Error::data(
+                    &self.path,
+                    format!(
+                        "expected at least {} rows, got {}: pairs were removed meanwhile",
+                        range.end, self.next
+                    ),
+                ));
+            };
+            taken.push(row);
+        }
+        Ok(taken)
+    }
+
+    /// Goes on to row `start`, over whole files where it can.
+    fn pass(&mut self, start: usize) -> Result<()> {
+        while self.next < start {
+            if self.ahead.is_empty() && self.open.is_none() {
+                let Some(file) = self.files.last() else { return Ok(()) };
+                let batches = Batches::open(file, self.columns)?;
+                self.files.pop();
+                if self.next + batches.len() <= start {
+                    self.next += batches.len();
+                    continue;
+                }
+                self.open = Some(batches);
+            }
+            if self.row()?.is_none() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn row(&mut self) -> Result<Option<Preference>> {
+        loop {
+            if let Some(row) = self.ahead.pop_front() {
+                self.next += 1;
+                return Ok(Some(row));
+            }
+            match (&mut self.open, self.files.last()) {
+                (Some(batches), _) => match batches.next() {
+                    Some(batch) => self.ahead.extend(batch?),
+                    None => self.open = None,
+                },
+                (None, Some(file)) => {
+                    self.open = Some(Batches::open(file, self.columns)?);
+                    self.files.pop();
+                }
+                (None, None) => return Ok(None),
+            }
+        }
+    }
 }
 
 /// The digest of the files' bytes, one after the other: what a run records as its data.

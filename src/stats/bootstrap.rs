@@ -206,7 +206,12 @@ impl Clusters {
     pub fn replicates(&self, resamples: usize, seed: Seed) -> Result<Replicates> {
         let drawn = Resamples::draw(self.count(), resamples, seed, "bootstrap clusters");
         let (sums, counts): (Vec<f64>, Vec<f64>) = self.totals.iter().copied().unzip();
-        let means = drawn.sums(&sums).into_iter().zip(drawn.sums(&counts)).map(|(sum, count)| sum / count);
+        // As many rows in each resample where each cluster has as many: nothing to add up, and the sum would be exact.
+        let rows = match is_constant(&counts) {
+            true => vec![counts[0] * counts.len() as f64; resamples],
+            false => drawn.sums(&counts),
+        };
+        let means = drawn.sums(&sums).into_iter().zip(rows).map(|(sum, rows)| sum / rows);
         Replicates::new(self.mean(), means.collect())
     }
 

@@ -44,12 +44,15 @@ impl ReferenceErrors {
         Ok(Self { path: Some(path), known: Mutex::new(known) })
     }
 
-    /// Writes everything to the store's file, where it has one.
+    /// Writes everything to the store's file, where it has one, beside what another process stored there meanwhile.
     ///
     /// # Errors
-    /// Where the disk refuses.
+    /// Where the disk refuses, or what is there is damaged.
     pub fn store(&self) -> Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
+        for (visit, errors) in Self::open(path)?.lock().iter() {
+            self.lock().entry(*visit).or_insert(*errors);
+        }
         let fault = |fault: csv::Error| Error::data(path, fault.to_string());
         let mut writer = csv::Writer::from_writer(Vec::new());
         for (&(pair, visit), &[first, second]) in self.lock().iter() {
@@ -117,6 +120,11 @@ mod tests {
         let again = ReferenceErrors::open(&path).unwrap();
         assert_eq!((again.len(), again.get(7, 1)), (2, Some([0.1 + 0.2, 1.0 / 3.0])));
         assert_eq!(again.get(2, 0), Some([1e-300, f64::from(0.7f32)]));
+        // Another process opened the store before, and knows what this one does not.
+        let other = ReferenceErrors { path: Some(path.clone()), known: Mutex::default() };
+        other.set(9, 0, [1.0, 2.0]);
+        other.store().unwrap();
+        assert_eq!(ReferenceErrors::open(&path).unwrap().len(), 3);
         std::fs::write(&path, "pair,visit,first,second\n1,0,x,2\n").unwrap();
         let message = ReferenceErrors::open(&path).unwrap_err().to_string();
         assert!(message.contains("a.csv") && message.contains("delete"), "{message}");

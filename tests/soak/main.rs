@@ -2,6 +2,7 @@
 
 use ppd::rng::Stream;
 
+mod cache;
 mod coverage;
 mod full_size;
 mod memory;

@@ -20,12 +20,17 @@ fn own_memory() -> usize {
     1024 * line.trim().trim_end_matches(" kB").parse::<usize>().unwrap()
 }
 
-/// Reads the file in a process that gets memory for its tensors once, and for a quarter of one tensor beside them.
-fn read_within_limit(path: &Path) {
-    let most = (own_memory() + COUNT * BYTES + BYTES / 4) as libc::rlim_t;
+/// From here on this process gets `room` bytes of memory of its own beside what it has.
+pub fn limit_own_memory(room: usize) {
+    let most = (own_memory() + room) as libc::rlim_t;
     let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
     // SAFETY: the structure is whole; the limit is this process's own.
     assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_DATA, &raw const limit) }, 0);
+}
+
+/// Reads the file in a process that gets memory for its tensors once, and for a quarter of one tensor beside them.
+fn read_within_limit(path: &Path) {
+    limit_own_memory(COUNT * BYTES + BYTES / 4);
     let weights = Weights::open(path).unwrap();
     let read = |i| weights.read(&format!("t{i}"), DType::BF16, &Device::Cpu).unwrap();
     let tensors: Vec<Tensor> = (0..COUNT).map(read).collect();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 6] = [
     &["error", "pixels", "progress", "rng", "stats", "units"],
     &["adapter", "diffusion", "models", "nn", "objective", "reward", "scenes"],
-    &["base", "checkpoint", "data", "image", "prior", "provenance", "record", "weights"],
+    &["base", "cache", "checkpoint", "data", "image", "prior", "provenance", "record", "weights"],
     &["collective", "evaluate", "generate", "launch", "pretrain", "spec", "train"],
     &["report"],
     &["cmd"],
@@ -34,6 +34,9 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("base", "prior", "a base is a prior and a codec"),
     ("prior", "weights", "a prior is opened from weight files"),
     ("prior", "provenance", "a device without room for it is refused before it is loaded"),
+    ("weights", "record", "both replace a file whole"),
+    ("cache", "weights", "rows are kept as tensors"),
+    ("cache", "record", "both replace a file whole"),
     ("checkpoint", "weights", "a checkpoint is a weight file with a position"),
     ("data", "image", "a pair holds encoded pictures"),
 ];

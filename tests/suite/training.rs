@@ -19,7 +19,7 @@ use ppd::pixels::Image;
 use ppd::prior::Prior;
 use ppd::rng::stream;
 use ppd::scenes::words;
-use ppd::train::{Bench, Example, Keep, Pairs, ReferenceErrors, Settings, Step, Trained, fine_tune};
+use ppd::train::{Bench, Example, Keep, Pairs, ReferenceErrors, Rows, Settings, Step, Trained, fine_tune};
 use ppd::units::{Digest, GuidanceScale, Seed};
 use ppd::weights::{Trainable, Weights};
 
@@ -108,8 +108,9 @@ fn pairs(base: &Base, count: usize) -> Pairs {
         .collect();
     let captions: Vec<String> = (0..count).map(|i| requests()[i % 3].prompt.clone()).collect();
     Pairs {
-        latents: Tensor::from_vec(data, (count, 2, 16, 4, 4), &Device::Cpu).unwrap(),
-        tokens: base.prior.conditioning_tokens(&captions).unwrap(),
+        latents: Rows::Memory(Tensor::from_vec(data, (count, 2, 16, 4, 4), &Device::Cpu).unwrap()),
+        tokens: Rows::Memory(base.prior.conditioning_tokens(&captions).unwrap()),
+        caption: (0..count).collect(),
         empty: base.prior.conditioning_tokens(&[String::new()]).unwrap(),
     }
 }

@@ -87,6 +87,11 @@ impl Batches {
         self.reader.metadata().file_metadata().num_rows().max(0) as usize
     }
 
+    /// How many of them are still to come.
+    pub(super) fn left(&self) -> usize {
+        self.len() - self.row
+    }
+
     /// Whether the file holds no row.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -154,3 +154,20 @@ fn shards_are_found_by_their_part() {
     assert_eq!(found(other.path(), Split::Train), ["pairs.parquet"]);
     assert!(shards(other.path(), Split::Test).is_err());
 }
+
+#[test]
+fn ranges_are_taken_in_order_across_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let rows: Vec<Preference> = (0..900).map(|index| pair(index, true)).collect();
+    for (index, part) in [(0, &rows[..300]), (1, &rows[300..310]), (2, &rows[310..])] {
+        write(&folder.path().join(shard_name(Split::Train, index, 3)), &[part.to_vec()]);
+    }
+    let mut reader = Rows::open(folder.path(), Split::Train, Columns::All).unwrap();
+    for range in [5..8, 8..305, 305..306, 700..702] {
+        assert!(reader.take(range.clone()).unwrap() == rows[range.clone()], "{range:?}");
+    }
+    let message = reader.take(3..4).err().unwrap().to_string();
+    assert!(message.contains("3..4") && message.contains("702"), "{message}");
+    let message = reader.take(890..901).err().unwrap().to_string();
+    assert!(message.contains("901") && message.contains("900"), "{message}");
+}

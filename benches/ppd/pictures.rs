@@ -1,0 +1,45 @@
+//! Pictures on their way into a reward model and into the denoiser's latents.
+
+use std::path::Path;
+
+use anyhow::Result;
+use candle_core::{D, DType, Device, Tensor};
+//use ppd::models::effnet::{self, EfficientNet};
+use ppd::pixels::{Filter, Image};
+use ppd::reward::Pixels;
+use ppd::weights::Weights;
+use serde_json::json;
+
+use crate::measured::{Measured, circumstances, time};
+use crate::ops::{mean_square, numbers};
+
+/// Pictures of one call, their size, and the side that CLIP takes.
+const PICTURES: usize = 8;
+const HEIGHT: usize = 768;
+const WIDTH: usize = 1024;
+const REWARD_SIDE: usize = 224;
+/// The side that Stage C's latents are encoded from.
+const CODEC_SIDE: usize = 768;
+
+/// Resize, crop and normalise whole pictures as CLIP takes them, on one thread as Pillow works.
+pub fn preprocess(reps: usize) -> Result<Measured> {
+    let shape = [PICTURES, HEIGHT, WIDTH, 3];
+    let values = numbers(&shape, 1)?.reshape((PICTURES, HEIGHT * WIDTH * 3))?.to_vec2::<f32>()?;
+    let picture = |row: &Vec<f32>| {
+        Image::new(WIDTH, HEIGHT, row.iter().map(|value| ((value + 1.0) * 128.0) as u8).collect())
+    };
+    let pictures: Vec<Image> = values.iter().map(picture).collect();
+    let pixels = Pixels::default();
+    let (seconds, out) = time(reps, || {
+        let ready = pictures.iter().map(|picture| {
+            let resized = picture.resized_shortest(REWARD_SIDE, Filter::Bicubic)?;
+            let left = (resized.width() - REWARD_SIDE) / 2;
+            resized.cropped(left, 0, REWARD_SIDE, REWARD_SIDE)
+        });
+        let ready = ready.collect::<ppd::error::Result<Vec<_>>>()?;
+        Ok(pixels.tensor(&ready.iter().collect::<Vec<_>>(), &Device::Cpu)?)
+    })?;
+    let mut shape = json!({"pictures": shape, "side": REWARD_SIDE});
+    circumstances(&mut shape, &out, 1);
+    Ok(Measured { shape, seconds, check: vec![mean_square(&out)?] })
+}
