@@ -1,13 +1,18 @@
 //! A base model, opened from its files: the prior that is fine-tuned, and the image codec.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
 
+use crate::decoder::{self, Decoder, Decoding};
+use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::models::latent_codec::{self, LatentCodec};
 use crate::pixels::Image;
-use crate::prior::{Prior, read_config};
+use crate::prior::{Prior, latent_side, read_config};
+use crate::scenes::SIDE;
+use crate::units::Seed;
 use crate::weights::Weights;
 
 /// A frozen base model, ready to sample from and to be fine-tuned.
@@ -15,33 +20,112 @@ pub struct Base {
     /// Captions and noise to latents.
     pub prior: Prior,
     /// Latents to pictures and back.
-    pub codec: LatentCodec,
+    pub codec: Codec,
+}
+
+/// Latents to pictures and back.
+pub enum Codec {
+    /// The desk's: one small autoencoder.
+    Desk(LatentCodec),
+    /// Stable Cascade's: one network encodes, and a diffusion model of its own decodes.
+    Cascade(Box<Cascade>),
+}
+
+/// Stable Cascade's way from pictures to latents and back.
+pub struct Cascade {
+    /// From pictures.
+    pub encoder: Encoder,
+    /// To pictures.
+    pub decoder: Decoder,
+    /// Of which size.
+    pub pictures: Pictures,
+}
+
+/// The sizes of pictures around Stable Cascade, and how latents are decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pictures {
+    /// Height and width of the images that are made, in pixels.
+    pub side: usize,
+    /// Height and width that training pictures are shrunk to before they are encoded.
+    pub encoded_side: usize,
+    /// How latents are decoded.
+    #[serde(default)]
+    pub decoding: Decoding,
+}
+
+/// Where the parts of Stable Cascade lie.
+#[derive(Debug, Clone)]
+pub struct CascadeFiles {
+    /// The prior's repository, or one of Stability's files.
+    pub prior: PathBuf,
+    /// The decoder's repository.
+    pub decoder: PathBuf,
+    /// `effnet_encoder.safetensors`.
+    pub encoder: PathBuf,
 }
 
 impl Base {
-    /// Opens a denoiser, its text encoder (`text_encoder.safetensors` beside it) and a codec; each folder has its
-    /// `config.json`. The denoiser computes in `dtype`, all else in single precision.
+    /// Opens the desk's denoiser, its text encoder (`text_encoder.safetensors` beside it) and a codec; each folder has
+    /// its `config.json`. The denoiser computes in `dtype`, all else in single precision.
     ///
     /// # Errors
     /// Where a file is missing, damaged, or belongs to another config.
-    pub fn open(denoiser: &Path, codec: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        Ok(Self { prior: Prior::open_desk(denoiser, dtype, device)?, codec: open_codec(codec, device)? })
+    pub fn open_desk(denoiser: &Path, codec: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        let codec = Codec::Desk(open_codec(codec, device)?);
+        Ok(Self { prior: Prior::open_desk(denoiser, dtype, device)?, codec })
+    }
+
+    /// Opens Stable Cascade. Both denoisers compute in `dtype`, all else in single precision.
+    ///
+    /// # Errors
+    /// Where a file is missing, damaged, or belongs to another config.
+    pub fn open_cascade(
+        files: &CascadeFiles,
+        pictures: Pictures,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let encoder = Encoder::open(&files.encoder, device)?;
+        let decoder = Decoder::open_repository(&files.decoder, dtype, device)?;
+        Ok(Self {
+            prior: Prior::open_repository(&files.prior, dtype, device)?,
+            codec: Codec::Cascade(Box::new(Cascade { encoder, decoder, pictures })),
+        })
+    }
+
+    /// Height and width of the latents of the images that are made.
+    pub fn latent_size(&self) -> (usize, usize) {
+        let side = match &self.codec {
+            Codec::Desk(codec) => SIDE / codec.config().factor(),
+            Codec::Cascade(cascade) => latent_side(cascade.pictures.side),
+        };
+        (side, side)
     }
 
     /// Pictures to the latents that the denoiser is trained on: (B, 16, h, w).
     ///
     /// # Errors
-    /// Where the pictures differ in size, or the codec does not take it.
+    /// Where the desk's pictures differ in size, or the codec does not take them.
     pub fn encode(&self, pictures: &[Image]) -> Result<Tensor> {
-        self.codec.encode(&picture_tensor(pictures, &self.prior.device)?)
+        match &self.codec {
+            Codec::Desk(codec) => codec.encode(&picture_tensor(pictures, &self.prior.device)?),
+            Codec::Cascade(cascade) => cascade.encoder.encode(pictures, cascade.pictures.encoded_side),
+        }
     }
 
-    /// Latents to pictures.
+    /// Latents to pictures; the decoder is told their prompts, and draws its noise from each one's (seed, index).
     ///
     /// # Errors
     /// Where the latents do not fit the codec.
-    pub fn decode(&self, latents: &Tensor) -> Result<Vec<Image>> {
-        pictures(&self.codec.decode(latents)?)
+    pub fn decode(&self, latents: &Tensor, prompts: &[String], seeds: &[(Seed, u64)]) -> Result<Vec<Image>> {
+        match &self.codec {
+            Codec::Desk(codec) => pictures(&codec.decode(latents)?),
+            Codec::Cascade(cascade) => {
+                let task = decoder::Task { embeddings: latents, prompts, negative: &[] };
+                cascade.decoder.images(&task, &cascade.pictures.decoding, seeds, || Ok(()))
+            }
+        }
     }
 }
 

@@ -39,6 +39,12 @@ impl Shards {
         Self { folder, rows, per_shard: per_shard.max(1), precision, open: Mutex::default() }
     }
 
+    /// The same store, of which rows are kept in single precision.
+    pub fn in_single_precision(mut self) -> Self {
+        self.precision = DType::F32;
+        self
+    }
+
     /// How many rows there are when all are.
     pub fn len(&self) -> usize {
         self.rows

@@ -16,7 +16,6 @@ use crate::nn::workers::Workers;
 use crate::pixels::Image;
 use crate::prior::Prior;
 use crate::rng::{Stream, stream};
-use crate::scenes::SIDE;
 use crate::units::{GuidanceScale, Seed};
 
 /// How images are sampled.
@@ -79,7 +78,7 @@ fn sample_batch(
     sampling: &Sampling,
     branch: Option<&UserBranch>,
 ) -> Result<Vec<Image>> {
-    let Base { prior, codec } = base;
+    let prior = &base.prior;
     let prompts: Vec<String> = requests.iter().map(|r| r.prompt.clone()).collect();
     let process = Process::Ddpm(Sampler::new(prior.schedule, sampling.sampler)?);
     let task = Task {
@@ -88,10 +87,10 @@ fn sample_batch(
         guidance_scale: sampling.guidance_scale,
         user: branch,
     };
-    let side = SIDE / codec.config().factor();
-    let mut noise = Noise::new(requests.iter().map(|r| (r.seed, r.index)), prior, (side, side));
+    let seeds: Vec<(Seed, u64)> = requests.iter().map(|r| (r.seed, r.index)).collect();
+    let mut noise = Noise::new(seeds.iter().copied(), prior, base.latent_size());
     let latents = sample_latents(prior, &process, &task, &noise.draw()?, |_| noise.draw(), |_, _| Ok(()))?;
-    base.decode(&latents)
+    base.decode(&latents, &prompts, &seeds)
 }
 
 /// What a batch of latents is to show.

@@ -127,6 +127,14 @@ pub fn conditioning_tokens(
     denoiser.conditioning_tokens(last, &states.text_embeds.unsqueeze(1)?, &image)
 }
 
+/// Pixels along a side of an image for one position of Stage C's latents (diffusers' `resolution_multiple`).
+const RESOLUTION_MULTIPLE: f64 = 42.67;
+
+/// Positions along a side of Stage C's latents for a side of an image in pixels.
+pub fn latent_side(pixels: usize) -> usize {
+    (pixels as f64 / RESOLUTION_MULTIPLE).ceil() as usize
+}
+
 /// A `config.json`.
 ///
 /// # Errors

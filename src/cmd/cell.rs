@@ -27,7 +27,7 @@ use crate::nn::{LearningRate, Warmup};
 use crate::pixels::Image;
 use crate::progress::Progress;
 use crate::record::{DRIFT, Key, Recorder, Row, Step, read_trace, write_trace};
-use crate::spec::{self, Cell, Condition, Conditioning, Plan};
+use crate::spec::{self, Cell, Condition, Conditioning, Plan, Profile};
 use crate::train::{self, Bench, Example, Keep, Pairs, ReferenceErrors, Trained};
 use crate::units::Digest;
 
@@ -163,8 +163,9 @@ impl<'a> Laboratory<'a> {
     /// What the base makes of the pairs under a cell's seed, timesteps and text dropout, shared by all cells that have
     /// the same.
     fn reference(&self, cell: &Cell) -> Result<Rc<ReferenceErrors>> {
-        let inputs = ["weights/denoiser", "weights/text-encoder", "weights/codec", "data/pairs"]
-            .map(|name| cell.digests.get(name));
+        let encoders = Profile::ENCODERS.iter().filter(|name| cell.digests.contains_key(**name));
+        let inputs = ["weights/denoiser", "weights/text-encoder"].iter().chain(encoders).chain(&["data/pairs"]);
+        let inputs: Vec<Option<&Digest>> = inputs.map(|name| cell.digests.get(*name)).collect();
         let belongs_to = serde_json::json!({
             "schema": 1,
             "inputs": inputs,
@@ -172,7 +173,7 @@ impl<'a> Laboratory<'a> {
             "text_dropout": cell.method.train.text_dropout,
             "timesteps": cell.method.train.timesteps,
         });
-        let belongs_to = self.plan.spec.profile.in_precision(belongs_to);
+        let belongs_to = self.plan.spec.profile.complete(belongs_to);
         let digest = Digest::of(belongs_to.to_string().as_bytes());
         let mut stores = self.reference.borrow_mut();
         if let Some(store) = stores.get(&digest) {

@@ -165,7 +165,7 @@ fn make(
         let from = serde_json::json!({
             "schema": 2, "weights": recipe.weights, "sampling": sampling, "objects": OBJECTS,
         });
-        let store = ImageStore::new(&global.cache, "pair-images", &profile.in_precision(from));
+        let store = ImageStore::new(&global.cache, "pair-images", &profile.complete(from));
         for places in places.chunks(64) {
             let requests: Vec<Request> = places
                 .iter()

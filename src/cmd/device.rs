@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, DeviceLocation};
 
-use crate::base::Base;
+use crate::base::{Base, CascadeFiles};
 use crate::collective::{Alone, Collective};
 use crate::error::{Error, Result};
 use crate::launch::Ranks;
@@ -125,7 +125,16 @@ impl Compute {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
         };
-        let mut base = Base::open(&weights("denoiser")?, &weights("codec")?, dtype, &self.device)?;
+        let mut base = match profile.pictures {
+            None => Base::open_desk(&weights("denoiser")?, &weights("codec")?, dtype, &self.device)?,
+            Some(pictures) => {
+                let hub = Hub::from_env(hub::LOCK)?;
+                let root = |name| Ok(profile.locate(name, &hub)?.root);
+                let files =
+                    CascadeFiles { prior: root("denoiser")?, decoder: root("decoder")?, encoder: weights("effnet")? };
+                Base::open_cascade(&files, pictures, dtype, &self.device)?
+            }
+        };
         if let Some(layers) = profile.recomputed_layers {
             base.prior.denoiser = base.prior.denoiser.recomputing(layers);
         }

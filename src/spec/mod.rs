@@ -172,6 +172,9 @@ impl Spec {
         for layer in [set, size] {
             sources.merge(&mut tree, layer, &mut problems);
         }
+        if profile.as_ref().is_some_and(|profile| profile.one_training) {
+            forget_own_training(&mut tree);
+        }
         for &index in &overrides {
             sources.merge(&mut tree, sources.parse(index)?, &mut problems);
         }
@@ -462,6 +465,16 @@ fn raw_points<'a>(sweep: Option<&Node<'a>>) -> Vec<Vec<(String, Node<'a>)>> {
             .collect();
     }
     points
+}
+
+/// Takes from the methods what they change of `[train]` for themselves.
+fn forget_own_training(tree: &mut DeTable) {
+    let Some(DeValue::Array(methods)) = tree.get_mut("methods").map(Spanned::get_mut) else { return };
+    for method in methods.iter_mut() {
+        if let DeValue::Table(method) = method.get_mut() {
+            method.remove("train");
+        }
+    }
 }
 
 #[cfg(test)]

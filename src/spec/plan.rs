@@ -283,7 +283,7 @@ impl Spec {
         digests
     }
 
-    /// What labels the pairs must be there, and come from the rewards as they are now.
+    /// Scores that came with the pairs must come from the rewards as they are now.
     fn check_scores(&self, pairs: &Path, digests: &BTreeMap<String, Digest>, problems: &mut Problems) {
         let labels = self.methods.iter().filter_map(|method| method.labels.as_ref());
         let labelling: BTreeSet<&String> = labels.flat_map(Labels::rewards).collect();
@@ -291,12 +291,9 @@ impl Spec {
         if labelling.is_empty() || !pairs.exists() {
             return;
         }
+        // Pairs that came without scores are scored by the first cell that learns from them.
         if !path.exists() {
-            let names = labelling.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-            return problems.push(format!(
-                "{}: is not there, but {names} are to label the pairs; score them with `ppd data score`",
-                path.display()
-            ));
+            return;
         }
         let judges = problems.take(scores::read_judges(&path)).unwrap_or_default();
         for reward in labelling {
@@ -352,7 +349,7 @@ impl Spec {
                 "digests": trained_on,
             })
         });
-        let training = training.map(|training| self.profile.in_precision(training));
+        let training = training.map(|training| self.profile.complete(training));
         let train_key = training.as_ref().map(|training| hash(training, 16));
         let prompts = self.data.prompts.name();
         let noise_seeds = self.noise_seeds(method);
@@ -374,7 +371,7 @@ impl Spec {
             "rewards": self.rewards,
             "digests": cell_digests,
         });
-        let config = self.profile.in_precision(config);
+        let config = self.profile.complete(config);
         let id = format!("{}-s{}-{}", slug(&method.name), seed.get(), hash(&config, 12));
         Cell {
             folder: folder.join("cells").join(&id),

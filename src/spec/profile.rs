@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::Pictures;
 use crate::error::{Error, Result};
 
 /// `experiments/profiles/<name>.toml`, less its `[set]` and `[quick]` layers, which change experiments.
@@ -30,6 +31,13 @@ pub struct Profile {
     /// The precision of the denoiser's weights and activations.
     #[serde(default)]
     pub precision: Precision,
+    /// The sizes of pictures around Stable Cascade; absent: the base is the desk's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pictures: Option<Pictures>,
+    /// Whether all methods train alike, as in the paper: what studies change of `[train]` for single methods, tuned at desk
+    /// scale, is left out.
+    #[serde(default)]
+    pub one_training: bool,
     /// How many of the denoiser's layers at a time make their activations again on the way back instead of keeping them;
     /// absent: all are kept. Changes memory and time, no number.
     #[serde(default)]
@@ -64,15 +72,22 @@ impl TryFrom<String> for Precision {
 }
 
 impl Profile {
-    /// An object of all that a result follows from, with the precision it is computed in.
+    /// An object of all that a result follows from, with the precision it is computed in and the sizes of its pictures.
     ///
-    /// Single precision, the rule, is left out: what was made before there was a choice keeps its name.
-    pub fn in_precision(&self, mut config: serde_json::Value) -> serde_json::Value {
+    /// Single precision and the desk's size, the rule, are left out: what was made before there was a choice keeps its
+    /// name.
+    pub fn complete(&self, mut config: serde_json::Value) -> serde_json::Value {
         if self.precision != Precision::F32 {
             config["precision"] = serde_json::json!(self.precision);
         }
+        if let Some(pictures) = self.pictures {
+            config["pictures"] = serde_json::json!(pictures);
+        }
         config
     }
+
+    /// The models that a picture passes on its way into latents, of those that profiles name.
+    pub const ENCODERS: [&str; 2] = ["weights/codec", "weights/effnet"];
 
     /// The name of a reward's twin.
     pub fn twin(reward: &str) -> String {

@@ -1,15 +1,15 @@
 //! What a training learns from: the pairs with their scores, as latents and conditioning tokens kept in the cache.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::{Laboratory, get_or_open};
 use crate::cache::{Layout, Shards};
 use crate::data::{Preference, Split, pick_a_pic, scores};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pixels::Image;
-use crate::spec::Precision;
+use crate::spec::{Labels, Precision, Profile};
 use crate::train::{Pairs, Rows};
 use crate::units::Digest;
 
@@ -26,13 +26,61 @@ impl Laboratory<'_> {
             let path = self.plan.data("pairs")?;
             let columns = pick_a_pic::Columns::WithoutImages;
             let mut preferences = pick_a_pic::load(&path, Split::Train, columns)?;
-            let mut scores = scores::read(path.with_extension("scores.csv"), &preferences)?;
+            let beside = path.with_extension("scores.csv");
+            let mut scores = match beside.exists() {
+                true => scores::read(&beside, &preferences)?,
+                false => self.scores(preferences.len())?,
+            };
             if let Some(most) = self.plan.spec.data.pairs.filter(|&most| most < preferences.len()) {
                 preferences.truncate(most);
                 scores = scores.truncated(most);
             }
             Ok((preferences, scores))
         })
+    }
+
+    /// What the rewards that label pairs say of both pictures of the first `count`: read from the cache, after what it
+    /// lacks has been computed.
+    fn scores(&self, count: usize) -> Result<scores::Scores> {
+        let labels = self.plan.spec.methods.iter().filter_map(|method| method.labels.as_ref());
+        let rewards: BTreeSet<&str> = labels.flat_map(Labels::rewards).map(String::as_str).collect();
+        let mut scores = scores::Scores::new();
+        if rewards.is_empty() {
+            return Ok(scores);
+        }
+        let weights: Vec<String> = rewards.iter().map(|reward| format!("weights/{reward}")).collect();
+        let inputs: Vec<&str> = weights.iter().map(String::as_str).chain(["data/pairs"]).collect();
+        let shards = self.shards("scores", &inputs, count, PAIRS_PER_SHARD).in_single_precision();
+        let origin = self.plan.data("pairs")?;
+        let mut pictures = pick_a_pic::Rows::open(&origin, Split::Train, pick_a_pic::Columns::All)?;
+        shards.fill(|rows| {
+            let (pairs, scorers) = (pictures.take(rows.clone())?, self.scorers()?);
+            let mut of_reward: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
+            // A few pictures at a time: they are larger than what is said of them.
+            for pairs in pairs.chunks(ENCODED_AT_ONCE) {
+                let images = pairs.iter().flat_map(|pair| [pair.image(0, &origin), pair.image(1, &origin)]);
+                let images = images.collect::<Result<Vec<Image>>>()?;
+                let prompts: Vec<String> = pairs.iter().flat_map(|pair| vec![pair.caption.clone(); 2]).collect();
+                for scored in scorers.score(&images, &prompts, &self.compute.workers)? {
+                    for &reward in &rewards {
+                        let score = scored.get(reward).ok_or_else(|| {
+                            Error::Spec(format!("`{reward}` is to label pairs, but is no score of this study"))
+                        })?;
+                        of_reward.entry(reward).or_default().push(*score as f32);
+                    }
+                }
+            }
+            let tensor = |(reward, values): (&str, Vec<f32>)| {
+                Ok((reward.to_owned(), Tensor::from_vec(values, (rows.len(), 2), &Device::Cpu)?))
+            };
+            of_reward.into_iter().map(tensor).collect()
+        })?;
+        for reward in rewards {
+            let values = shards.read_all(reward, DType::F32, &Device::Cpu)?.to_vec2::<f32>()?;
+            let values = values.iter().map(|sides| [f64::from(sides[0]), f64::from(sides[1])]);
+            scores.insert(reward, values.collect())?;
+        }
+        Ok(scores)
     }
 
     /// All pairs as the denoiser sees them: read from the cache, after what it lacks has been computed.
@@ -51,7 +99,7 @@ impl Laboratory<'_> {
 
     /// The latents of both pictures of the first `count` pairs, (2, C, h, w) each.
     fn latents(&self, count: usize) -> Result<Shards> {
-        let shards = self.shards("latents", &["weights/codec", "data/pairs"], count, PAIRS_PER_SHARD);
+        let shards = self.shards("latents", &[Profile::ENCODERS.as_slice(), &["data/pairs"]].concat(), count, PAIRS_PER_SHARD);
         let (base, origin) = (self.base()?, self.plan.data("pairs")?);
         let mut pictures = pick_a_pic::Rows::open(&origin, Split::Train, pick_a_pic::Columns::All)?;
         shards.fill(|rows| {
@@ -94,7 +142,7 @@ impl Laboratory<'_> {
             inputs.iter().map(|name| digests.and_then(|digests| digests.get(*name))).collect();
         let profile = &self.plan.spec.profile;
         let from = serde_json::json!({"schema": 1, "inputs": inputs, "rows": rows});
-        let key = Digest::of(profile.in_precision(from).to_string().as_bytes());
+        let key = Digest::of(profile.complete(from).to_string().as_bytes());
         let precision = match profile.precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,

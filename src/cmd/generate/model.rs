@@ -11,7 +11,7 @@ use crate::checkpoint::open_adapter;
 use crate::diffusion::{Gdf, GdfConfig, Process, Sampler, SamplerConfig, UnconditionalUser};
 use crate::error::{Error, Result};
 use crate::generate::{Noise, Task, Unconditional, UserBranch, sample_latents};
-use crate::prior::Prior;
+use crate::prior::{Prior, latent_side};
 use crate::units::{GuidanceScale, Seed};
 use crate::weights::{self, Weights};
 
@@ -73,9 +73,6 @@ enum Kind {
     Gdf,
 }
 
-/// Pixels along a side of the image for one of the latents' (diffusers' `resolution_multiple`).
-const RESOLUTION_MULTIPLE: f64 = 42.67;
-
 /// Runs the tool; `adapter` and `user` are those of every kind of generation.
 pub(super) fn run(
     arguments: &Arguments,
@@ -102,9 +99,8 @@ pub(super) fn run(
         guidance_scale: GuidanceScale::new(arguments.guidance_scale)?,
         user: user.as_ref(),
     };
-    let side = |pixels: usize| (pixels as f64 / RESOLUTION_MULTIPLE).ceil() as usize;
     let images = (0..prompts.len() as u64).map(|index| (Seed::new(arguments.seed), index));
-    let mut noise = Noise::new(images, &prior, (side(arguments.height), side(arguments.width)));
+    let mut noise = Noise::new(images, &prior, (latent_side(arguments.height), latent_side(arguments.width)));
     let given = arguments.latents.as_ref().map(|path| Given::open(path, &compute.device)).transpose()?;
     let start = match &given {
         Some(given) => {
