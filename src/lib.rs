@@ -34,6 +34,8 @@ pub mod scenes;
 pub mod base;
 pub mod checkpoint;
 pub mod data;
+pub mod decoder;
+pub mod encoder;
 pub mod image;
 pub mod prior;
 pub mod provenance;
