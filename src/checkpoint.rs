@@ -17,13 +17,16 @@ use sha2::{Digest as _, Sha256};
 
 use crate::adapter::{self, Adapter};
 use crate::error::{Error, Result};
+use crate::models::layout;
 use crate::units::Digest;
 use crate::weights::{self, Weights};
 
 /// What the header of a checkpoint says it is.
 const FORMAT: &str = "ppd checkpoint 1";
 /// What the header of an adapter says it is.
-const ADAPTER_FORMAT: &str = "ppd adapter 1";
+const ADAPTER_FORMAT: &str = "ppd adapter 2";
+/// What it said when the tensors lay under the names of the attention blocks; such files are still read.
+const NAMED_ADAPTER_FORMAT: &str = "ppd adapter 1";
 
 /// A training state read back.
 #[derive(Debug)]
@@ -99,6 +102,10 @@ pub fn load<P: DeserializeOwned>(path: &Path, config: &Digest) -> Result<Option<
 
 /// Stores an adapter with what is needed to open it again, and returns the file's digest.
 ///
+/// Its names are IP-Adapter's: `ip_adapter.<number>.to_k_ip.weight` and `to_v_ip.weight`, numbered in the order in which
+/// the denoiser's attention blocks run, beside `user_projector.weight` (and `.bias`). The header's `blocks` holds each
+/// block's own name and width in that order, `config` the sizes of [`adapter::Config`].
+///
 /// `tensors` are its parameters by name; `notes` are further header entries, such as how it was trained.
 ///
 /// # Errors
@@ -115,8 +122,11 @@ pub fn save_adapter(
     let mut metadata = notes.clone();
     metadata.insert("format".into(), ADAPTER_FORMAT.into());
     metadata.insert("config".into(), json(serde_json::to_string(adapter.config()))?);
-    metadata.insert("blocks".into(), json(serde_json::to_string(&adapter.blocks()))?);
-    weights::save(path, tensors, DType::F32, &metadata)
+    let blocks = adapter.blocks();
+    metadata.insert("blocks".into(), json(serde_json::to_string(&blocks))?);
+    let place = layout::ip_adapter(&blocks);
+    let tensors = tensors.iter().map(|(name, tensor)| (place(name).name, tensor.clone())).collect();
+    weights::save(path, &tensors, DType::F32, &metadata)
 }
 
 /// Opens an adapter for a denoiser with these attention blocks, its parameters frozen.
@@ -125,7 +135,10 @@ pub fn save_adapter(
 /// Where the file is torn, is no adapter, or was made for another denoiser.
 pub fn open_adapter(path: &Path, blocks: &[(String, usize)], device: &Device) -> Result<Adapter> {
     let weights = Weights::open(path)?;
-    expect_format(&weights, ADAPTER_FORMAT, "an adapter")?;
+    let is_named = weights.metadata().get("format").is_some_and(|format| format == NAMED_ADAPTER_FORMAT);
+    if !is_named {
+        expect_format(&weights, ADAPTER_FORMAT, "an adapter")?;
+    }
     let unreadable = |fault: serde_json::Error| {
         Error::weights(path, format!("its header cannot be read ({fault}): the file is damaged"))
     };
@@ -146,7 +159,11 @@ pub fn open_adapter(path: &Path, blocks: &[(String, usize)], device: &Device) ->
             ),
         ));
     }
-    Adapter::new(config, blocks, weights.builder(DType::F32, device))
+    let builder = match is_named {
+        true => weights.builder(DType::F32, device),
+        false => weights.builder_in(layout::ip_adapter(blocks), DType::F32, device),
+    };
+    Adapter::new(config, blocks, builder)
 }
 
 /// Refuses a file whose header does not say what it is.
@@ -278,7 +295,13 @@ mod tests {
         let notes = BTreeMap::from([("method".to_owned(), "ppd".to_owned())]);
         let digest = save_adapter(&path, &made, &trainable.tensors(), &notes).unwrap();
         assert_eq!(digest, Digest::of(&std::fs::read(&path).unwrap()));
-        assert_eq!(Weights::open(&path).unwrap().metadata()["method"], "ppd");
+        let file = Weights::open(&path).unwrap();
+        assert_eq!(file.metadata()["method"], "ppd");
+        let leaves = ["to_k_ip", "to_v_ip"];
+        let numbered = (0..2).flat_map(|i| leaves.map(|leaf| format!("ip_adapter.{i}.{leaf}.weight")));
+        let names: Vec<String> =
+            numbered.chain(["bias", "weight"].map(|leaf| format!("user_projector.{leaf}"))).collect();
+        assert_eq!(file.names(), names);
 
         let opened = open_adapter(&path, &blocks, &Device::Cpu).unwrap();
         assert_eq!(opened.config(), &config);
@@ -292,6 +315,11 @@ mod tests {
                 .collect::<Vec<_>>()
         };
         assert_eq!(keys(&opened), keys(&made));
+        let mut header = file.metadata().clone();
+        header.insert("format".into(), NAMED_ADAPTER_FORMAT.into());
+        let former = folder.path().join("former.safetensors");
+        weights::save(&former, &trainable.tensors(), DType::F32, &header).unwrap();
+        assert_eq!(keys(&open_adapter(&former, &blocks, &Device::Cpu).unwrap()), keys(&made));
 
         let other = [("down_blocks.0.2".to_owned(), 16)];
         let message = open_adapter(&path, &other, &Device::Cpu).unwrap_err().to_string();

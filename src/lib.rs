@@ -35,6 +35,8 @@ pub mod base;
 pub mod cache;
 pub mod checkpoint;
 pub mod data;
+pub mod decoder;
+pub mod encoder;
 pub mod image;
 pub mod prior;
 pub mod provenance;

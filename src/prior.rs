@@ -147,7 +147,7 @@ pub fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T> {
 
 /// A tokenizer in Hugging Face's layout: `tokenizer.json`, and in `special_tokens_map.json` the token that rows are filled
 /// with.
-fn open_tokenizer(folder: &Path, context: usize) -> Result<Tokenizer> {
+pub(crate) fn open_tokenizer(folder: &Path, context: usize) -> Result<Tokenizer> {
     let path = folder.join("tokenizer.json");
     let bytes = std::fs::read(&path).map_err(Error::io("read", &path))?;
     let tokenizer = Tokenizer::from_json(&bytes, context, 0)?;
@@ -178,7 +178,7 @@ fn weights_of_prior(folder: &Path) -> Result<PathBuf> {
 }
 
 /// The first of these files that is there.
-fn first_there(folder: &Path, names: &[&str]) -> Result<PathBuf> {
+pub(crate) fn first_there(folder: &Path, names: &[&str]) -> Result<PathBuf> {
     names.iter().map(|name| folder.join(name)).find(|path| path.is_file()).ok_or_else(|| {
         Error::weights(
             folder,
@@ -204,7 +204,7 @@ fn open_denoiser(
 }
 
 /// The memory that tensors on a device may still take, in bytes; `None` where nobody says.
-fn free_memory(device: &Device) -> Option<u64> {
+pub(crate) fn free_memory(device: &Device) -> Option<u64> {
     match device {
         Device::Cpu => available_memory_mib().map(|mib| mib << 20),
         #[cfg(feature = "cuda")]
@@ -216,7 +216,7 @@ fn free_memory(device: &Device) -> Option<u64> {
 }
 
 /// Refuses weights that do not fit into `free` bytes, before minutes are spent on loading them.
-fn has_room(weights: &Weights, dtype: DType, free: Option<u64>) -> Result<()> {
+pub(crate) fn has_room(weights: &Weights, dtype: DType, free: Option<u64>) -> Result<()> {
     let needed = weights.bytes_in(dtype);
     match free {
         Some(free) if free < needed => {

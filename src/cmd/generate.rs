@@ -1,6 +1,7 @@
 //! `ppd generate`: images for prompts, with or without a trained user, into a folder or onto one sheet.
 
 mod model;
+mod pictures;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -67,7 +68,8 @@ Examples:
   ppd generate --prompts validation --count 16 --grid base.png
   ppd generate --prompts validation --count 64 --out images --method ppd --user aesthetic
   ppd generate \"a green heart\" --images 8 --grid hearts.png --set sample.guidance_scale=4
-  ppd generate --model stable-cascade-prior --prompt \"a small town by the sea\" --out town";
+  ppd generate --model stable-cascade-prior --prompt \"a small town by the sea\" --out town
+  ppd generate --model stable-cascade-prior --decoder stable-cascade --prompt \"a small town\" --out town";
 
 pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verdict> {
     if let (Some(model), Some(out)) = (&arguments.model.model, &arguments.out) {

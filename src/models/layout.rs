@@ -32,6 +32,32 @@ pub fn stability(name: &str) -> Place {
     }
 }
 
+/// Stability's `stage_b*.safetensors`: as [`stability`], and the pooled text's map has a shorter name.
+///
+/// # Source
+/// `Stability-AI/StableCascade`, `modules/stage_b.py`.
+pub fn stability_stage_b(name: &str) -> Place {
+    match name.strip_prefix("clip_txt_pooled_mapper.") {
+        Some(kind) => Place { name: format!("clip_mapper.{kind}"), part: None },
+        None => stability(name),
+    }
+}
+
+/// IP-Adapter's files: the maps of each attention block under its number in running order, where the adapter names the
+/// block itself.
+///
+/// # Source
+/// `tencent-ailab/IP-Adapter`, `tutorial_train.py`: `ip_adapter.<number>.to_k_ip.weight`.
+pub fn ip_adapter(blocks: &[(String, usize)]) -> impl Fn(&str) -> Place + Send + Sync + 'static {
+    let names: Vec<String> = blocks.iter().map(|(name, _)| format!("{name}.")).collect();
+    move |name| {
+        let numbered = names.iter().enumerate().find_map(|(number, block)| {
+            name.strip_prefix(block).map(|rest| format!("ip_adapter.{number}.{rest}"))
+        });
+        Place { name: numbered.unwrap_or_else(|| name.to_owned()), part: None }
+    }
+}
+
 /// Whether a file with these names is in [`stability`]'s layout.
 pub fn is_stability<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
     names.any(|name| name.ends_with(".attention.attn.in_proj_weight"))
@@ -51,6 +77,16 @@ mod tests {
             ("up.1.2.kv_mapper.1.bias", part("up.1.2.kv_mapper.1.bias", None)),
         ] {
             assert_eq!(stability(ours), place);
+            assert_eq!(stability_stage_b(ours), place);
+        }
+        assert_eq!(stability_stage_b("clip_txt_pooled_mapper.bias"), part("clip_mapper.bias", None));
+        let blocks = [("down_blocks.0.2".to_owned(), 8), ("down_blocks.0.20".to_owned(), 8)];
+        for (ours, theirs) in [
+            ("down_blocks.0.2.to_k_ip.weight", "ip_adapter.0.to_k_ip.weight"),
+            ("down_blocks.0.20.to_v_ip.weight", "ip_adapter.1.to_v_ip.weight"),
+            ("user_projector.weight", "user_projector.weight"),
+        ] {
+            assert_eq!(ip_adapter(&blocks)(ours), part(theirs, None));
         }
         assert!(is_stability(["a", "b.attention.attn.in_proj_weight"].into_iter()));
         assert!(!is_stability(["b.attention.to_q.weight"].into_iter()));

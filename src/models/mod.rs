@@ -2,7 +2,11 @@
 
 mod blocks;
 pub mod clip;
+pub mod effnet;
 pub mod latent_codec;
 pub mod layout;
+pub mod previewer;
+pub mod stage_a;
+pub mod stage_b;
 pub mod stage_c;
 pub mod tokenizer;

@@ -14,7 +14,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use candle_core::{DType, Tensor};
 use candle_nn::{Init, VarBuilder};
 
-use super::blocks::{Linear, ResBlock, SideBySide, fan_in, norm};
+use super::blocks::{
+    AttnBlock, Linear, ResBlock, TimestepBlock, fan_in, norm, pixel_shuffle_to_nchw, pixel_unshuffle_to_nhwc,
+    timestep_embedding,
+};
 use crate::error::{Error, Result};
 pub use crate::nn::KeyValue;
 use crate::nn::{self, TensorResult};
@@ -22,91 +25,6 @@ use crate::nn::{self, TensorResult};
 mod config;
 
 pub use config::Config;
-
-/// Modulation by the timestep and by further scalars.
-#[derive(Debug, Clone)]
-struct TimestepBlock {
-    mappers: Vec<Linear>,
-}
-
-impl TimestepBlock {
-    fn new(width: usize, config: &Config, vb: VarBuilder) -> TensorResult<Self> {
-        let names = config.timestep_conditioning_type.iter().map(|name| format!("mapper_{name}"));
-        let mappers = std::iter::once("mapper".to_owned())
-            .chain(names)
-            .map(|name| {
-                let inputs = config.timestep_ratio_embedding_dim;
-                Linear::new(inputs, 2 * width, Init::Const(0.0), vb.pp(name))
-            })
-            .collect::<TensorResult<_>>()?;
-        Ok(Self { mappers })
-    }
-
-    fn forward(&self, xs: &Tensor, embeddings: &[Tensor]) -> TensorResult {
-        let (_, _, c) = xs.dims3()?;
-        let mut sum = self.mappers[0].forward(&embeddings[0])?;
-        for (mapper, embedding) in self.mappers.iter().zip(embeddings).skip(1) {
-            sum = (sum + mapper.forward(embedding)?)?;
-        }
-        let (scale, shift) = (sum.narrow(1, 0, c)?, sum.narrow(1, c, c)?);
-        nn::modulate(xs, &scale, &shift)
-    }
-}
-
-/// Attention over the picture's positions and the conditioning tokens, with the user's branch beside it.
-#[derive(Debug, Clone)]
-struct AttnBlock {
-    kv_mapper: Linear,
-    maps: AttentionMaps,
-    num_heads: usize,
-}
-
-/// What an attention block computes with.
-#[derive(Debug, Clone)]
-enum AttentionMaps {
-    /// In single precision on the CPU, frozen: one operation.
-    Packed(nn::PackedAttention),
-    /// One operation after the other; queries, keys and values in one product.
-    Composed { to_qkv: SideBySide, to_out: Linear },
-}
-
-impl AttnBlock {
-    fn new(width: usize, conditioning: usize, num_heads: usize, vb: VarBuilder) -> TensorResult<Self> {
-        let attention = vb.pp("attention");
-        let square = |name: &str| Linear::new(width, width, fan_in(width), attention.pp(name));
-        let kv_mapper = Linear::new(conditioning, width, fan_in(conditioning), vb.pp("kv_mapper.1"))?;
-        let parts = ["to_q", "to_k", "to_v"].into_iter().map(|name| Ok(square(name)?.into_parts()));
-        let to_qkv = SideBySide::new(parts.collect::<TensorResult<_>>()?)?;
-        let to_out = square("to_out.0")?;
-        let packed = match to_qkv.frozen() {
-            Some(joined) => nn::PackedAttention::new(joined, to_out.parts(), num_heads)?,
-            None => None,
-        };
-        let maps = match packed {
-            Some(packed) => AttentionMaps::Packed(packed),
-            None => AttentionMaps::Composed { to_qkv, to_out },
-        };
-        Ok(Self { kv_mapper, maps, num_heads })
-    }
-
-    fn key_value(&self, tokens: &Tensor) -> TensorResult<KeyValue> {
-        let mapped = self.kv_mapper.forward(&nn::silu(tokens)?)?;
-        let (_, _, width) = mapped.dims3()?;
-        match &self.maps {
-            AttentionMaps::Packed(packed) => packed.key_value(&mapped),
-            AttentionMaps::Composed { to_qkv, .. } => Ok(KeyValue::new(to_qkv.forward_from(&mapped, width)?)),
-        }
-    }
-
-    fn forward(&self, xs: &Tensor, text: &KeyValue, user: Option<&KeyValue>) -> TensorResult {
-        let (to_qkv, to_out) = match &self.maps {
-            AttentionMaps::Packed(packed) => return packed.forward(xs, text, user),
-            AttentionMaps::Composed { to_qkv, to_out } => (to_qkv, to_out),
-        };
-        let qkv = to_qkv.forward(&norm(xs)?)?; // (B, N, 3C)
-        xs + to_out.forward(&nn::decoupled_attention(&qkv, text, user, self.num_heads)?)?
-    }
-}
 
 /// One (residual, timestep, attention) triple.
 #[derive(Debug, Clone)]
@@ -164,7 +82,12 @@ impl StageC {
                     let heads = config.num_attention_heads[level];
                     Ok(Layer {
                         residual: ResBlock::new(width(level), skip, depth, vb.pp(3 * i))?,
-                        timestep: TimestepBlock::new(width(level), config, vb.pp(3 * i + 1))?,
+                        timestep: TimestepBlock::new(
+                            width(level),
+                            config.timestep_ratio_embedding_dim,
+                            &config.timestep_conditioning_type,
+                            vb.pp(3 * i + 1),
+                        )?,
                         attention: AttnBlock::new(
                             width(level),
                             config.conditioning_dim,
@@ -417,53 +340,4 @@ fn run_again(
         let skip = Some(skip).filter(|skip| skip.elem_count() > 0);
         run_layers(xs, size, &layers, skip, &embeddings, &text, Some(&user))
     })
-}
-
-/// Torch's pixel unshuffle (channel outermost, then the patch), channels last.
-fn pixel_unshuffle_to_nhwc(xs: &Tensor, patch: usize) -> TensorResult {
-    let (b, c, h, w) = xs.dims4()?;
-    if h % patch != 0 || w % patch != 0 {
-        candle_core::bail!("latents of {h}×{w} do not divide into patches of {patch}");
-    }
-    xs.reshape(&[b, c, h / patch, patch, w / patch, patch][..])?
-        .permute(vec![0, 2, 4, 1, 3, 5])?
-        .contiguous()?
-        .reshape((b, h / patch, w / patch, c * patch * patch))
-}
-
-/// Torch's pixel shuffle of the head's channels (channel outermost, then the patch), and back to (B, C, H, W).
-fn pixel_shuffle_to_nchw(xs: &Tensor, patch: usize) -> TensorResult {
-    let (b, h, w, c) = xs.dims4()?;
-    if patch == 1 {
-        return xs.permute((0, 3, 1, 2))?.contiguous();
-    }
-    let channels = c / (patch * patch);
-    xs.reshape(&[b, h, w, channels, patch, patch][..])?
-        .permute(vec![0, 3, 1, 4, 2, 5])?
-        .contiguous()?
-        .reshape((b, channels, h * patch, w * patch))
-}
-
-/// The sinusoidal embedding of `r` in [0, 1] over 10,000 positions: sines, then cosines.
-///
-/// The phase reaches 10⁴ rad, where single precision resolves 10⁻³: every rounding must be torch's, hence `f32`
-/// throughout and in its order.
-fn timestep_embedding(r: &Tensor, width: usize) -> TensorResult {
-    let half = width / 2;
-    let frequencies = timestep_frequencies(half);
-    let device = r.device();
-    let r = r.to_dtype(DType::F32)?.to_vec1::<f32>()?;
-    let mut out = Vec::with_capacity(r.len() * width);
-    for r in &r {
-        let phases: Vec<f32> = frequencies.iter().map(|f| (r * 10_000.0) * f).collect();
-        out.extend(phases.iter().map(|p| p.sin()));
-        out.extend(phases.iter().map(|p| p.cos()));
-        out.resize(out.len() + width % 2, 0.0);
-    }
-    Tensor::from_vec(out, (r.len(), width), device)
-}
-
-fn timestep_frequencies(half: usize) -> Vec<f32> {
-    let step = -(10_000f64.ln() / (half as f64 - 1.0)) as f32;
-    (0..half).map(|i| (i as f32 * step).exp()).collect()
 }

@@ -9,12 +9,17 @@ use crate::error::{Error, Result};
 use crate::models::layout::Place;
 
 /// From the name that a model asks for to its place in the file.
-type Layout = fn(&str) -> Place;
+type Layout = Box<dyn Fn(&str) -> Place + Send + Sync>;
 
 impl Weights {
     /// As [`Weights::builder`], where the file keeps its tensors in the places that `layout` says.
-    pub fn builder_in(&self, layout: Layout, dtype: DType, device: &Device) -> VarBuilder<'static> {
-        let relaid = Relaid { weights: self.clone(), layout };
+    pub fn builder_in(
+        &self,
+        layout: impl Fn(&str) -> Place + Send + Sync + 'static,
+        dtype: DType,
+        device: &Device,
+    ) -> VarBuilder<'static> {
+        let relaid = Relaid { weights: self.clone(), layout: Box::new(layout) };
         VarBuilder::from_backend(Box::new(relaid), dtype, device.clone())
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 6] = [
     &["error", "pixels", "progress", "rng", "stats", "units"],
     &["adapter", "diffusion", "models", "nn", "objective", "reward", "scenes"],
-    &["base", "cache", "checkpoint", "data", "image", "prior", "provenance", "record", "weights"],
+    &["base", "cache", "checkpoint", "data", "decoder", "encoder", "image", "prior", "provenance", "record", "weights"],
     &["collective", "evaluate", "generate", "launch", "pretrain", "spec", "train"],
     &["report"],
     &["cmd"],
@@ -37,6 +37,9 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("weights", "record", "both replace a file whole"),
     ("cache", "weights", "rows are kept as tensors"),
     ("cache", "record", "both replace a file whole"),
+    ("decoder", "weights", "a decoder is opened from weight files"),
+    ("decoder", "prior", "its repository's text encoder and tokenizer are found as a prior's are"),
+    ("encoder", "weights", "an encoder is opened from a weight file"),
     ("checkpoint", "weights", "a checkpoint is a weight file with a position"),
     ("data", "image", "a pair holds encoded pictures"),
 ];

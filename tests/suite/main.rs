@@ -5,6 +5,7 @@ mod assets;
 mod cli;
 mod clip;
 mod data;
+mod decoder;
 mod diffusion;
 mod house;
 mod objective;

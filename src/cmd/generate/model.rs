@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 
 use super::super::{Global, Verdict, progress, terminal};
+use super::pictures::{self, Captions};
 use crate::adapter::Adapter;
 use crate::checkpoint::open_adapter;
 use crate::diffusion::{Gdf, GdfConfig, Process, Sampler, SamplerConfig, UnconditionalUser};
@@ -64,6 +65,8 @@ pub(super) struct Arguments {
     /// Compute in half precision (bf16); text encoding and noise stay in single precision
     #[arg(long, requires = "model")]
     bf16: bool,
+    #[command(flatten)]
+    pictures: pictures::Arguments,
 }
 
 /// A sampler by name.
@@ -86,15 +89,17 @@ pub(super) fn run(
     }
     let compute = global.compute()?;
     let dtype = if arguments.bf16 { DType::BF16 } else { DType::F32 };
+    let maker = arguments.pictures.maker(&compute.device)?;
     let prior = Prior::open_repository(model, dtype, &compute.device)?;
     let (prompts, negative) = arguments.captions()?;
     let process = arguments.process(&prior)?;
+    let name = adapter.and_then(|(_, user)| user).unwrap_or("none");
     let user = adapter.map(|(file, user)| branch(&prior, file, user)).transpose()?;
     let task = Task {
         prompts: &prompts,
         unconditional: &match (arguments.sampler, arguments.negative.is_empty()) {
             (Kind::Gdf, true) => Unconditional::Zeros,
-            _ => Unconditional::Captions(negative),
+            _ => Unconditional::Captions(negative.clone()),
         },
         guidance_scale: GuidanceScale::new(arguments.guidance_scale)?,
         user: user.as_ref(),
@@ -140,8 +145,16 @@ pub(super) fn run(
     }
     std::fs::create_dir_all(out).map_err(Error::io("create", out))?;
     let path = out.join("latents.safetensors");
-    write(&path, [("latents", end)])?;
+    write(&path, [("latents", end.clone())])?;
     terminal::say(global.quiet, &format!("latents of {} images in {}", prompts.len(), path.display()));
+    if let Some(maker) = maker {
+        // The decoder takes the prior's room.
+        drop((prior, user));
+        let negative = if arguments.negative.is_empty() { &[] } else { &negative[..] };
+        let captions = Captions { prompts: &prompts, negative, user: name, seed: arguments.seed };
+        let count = maker.write(&end, &captions, out, dtype, global)?;
+        terminal::say(global.quiet, &format!("{count} images in {}", out.display()));
+    }
     Ok(Verdict::Done)
 }
 
