@@ -170,7 +170,10 @@ fn weights_of_prior(folder: &Path) -> Result<PathBuf> {
 }
 
 /// The first of these files that is there.
-fn first_there(folder: &Path, names: &[&str]) -> Result<PathBuf> {
+///
+/// # Errors
+/// Where none is.
+pub(crate) fn first_there(folder: &Path, names: &[&str]) -> Result<PathBuf> {
     names.iter().map(|name| folder.join(name)).find(|path| path.is_file()).ok_or_else(|| {
         Error::weights(
             folder,
@@ -196,7 +199,7 @@ fn open_denoiser(
 }
 
 /// The memory that tensors on a device may still take, in bytes; `None` where nobody says.
-fn free_memory(device: &Device) -> Option<u64> {
+pub(crate) fn free_memory(device: &Device) -> Option<u64> {
     match device {
         Device::Cpu => available_memory_mib().map(|mib| mib << 20),
         #[cfg(feature = "cuda")]
@@ -208,7 +211,10 @@ fn free_memory(device: &Device) -> Option<u64> {
 }
 
 /// Refuses weights that do not fit into `free` bytes, before minutes are spent on loading them.
-fn has_room(weights: &Weights, dtype: DType, free: Option<u64>) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Weights`] with both sizes.
+pub(crate) fn has_room(weights: &Weights, dtype: DType, free: Option<u64>) -> Result<()> {
     let needed = weights.bytes_in(dtype);
     match free {
         Some(free) if free < needed => {

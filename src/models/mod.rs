@@ -4,5 +4,6 @@ mod blocks;
 pub mod clip;
 pub mod latent_codec;
 pub mod layout;
+pub mod llava_onevision;
 pub mod stage_c;
 pub mod tokenizer;

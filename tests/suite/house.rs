@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 6] = [
     &["error", "pixels", "progress", "rng", "stats", "units"],
     &["adapter", "diffusion", "models", "nn", "objective", "reward", "scenes"],
-    &["base", "checkpoint", "data", "image", "prior", "provenance", "record", "weights"],
-    &["collective", "evaluate", "generate", "launch", "pretrain", "spec", "train"],
+    &["base", "checkpoint", "data", "image", "prior", "provenance", "record", "vlm", "weights"],
+    &["collective", "embed", "evaluate", "generate", "launch", "pretrain", "spec", "train"],
     &["report"],
     &["cmd"],
 ];
@@ -34,6 +34,8 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("base", "prior", "a base is a prior and a codec"),
     ("prior", "weights", "a prior is opened from weight files"),
     ("prior", "provenance", "a device without room for it is refused before it is loaded"),
+    ("vlm", "weights", "a vision-language model is opened from weight files"),
+    ("vlm", "prior", "its config files are read, and the room for its weights is checked, in the same way"),
     ("checkpoint", "weights", "a checkpoint is a weight file with a position"),
     ("data", "image", "a pair holds encoded pictures"),
 ];

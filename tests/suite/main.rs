@@ -7,6 +7,7 @@ mod clip;
 mod data;
 mod diffusion;
 mod house;
+mod llava_onevision;
 mod objective;
 mod pipeline;
 mod ppd_step;
