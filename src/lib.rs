@@ -7,8 +7,8 @@
 //! ```text
 //! ground        error units pixels progress rng stats        plain values: no tensor, no file, no clock
 //! first floor   nn models diffusion objective reward adapter scenes      mathematics
-//! second floor  weights cache prior base image data record checkpoint provenance      bytes and values
-//! third floor   spec train pretrain collective generate evaluate launch      the work
+//! second floor  weights cache prior decoder encoder base vlm image data record checkpoint provenance  bytes and values
+//! third floor   spec train pretrain collective generate embed evaluate launch      the work
 //! side wing     report                                        reading only, no tensor
 //! roof          cmd                                           prints, parses, exits
 //! ```
@@ -41,9 +41,11 @@ pub mod image;
 pub mod prior;
 pub mod provenance;
 pub mod record;
+pub mod vlm;
 pub mod weights;
 
 pub mod collective;
+pub mod embed;
 pub mod evaluate;
 pub mod generate;
 pub mod launch;

@@ -178,6 +178,9 @@ fn weights_of_prior(folder: &Path) -> Result<PathBuf> {
 }
 
 /// The first of these files that is there.
+///
+/// # Errors
+/// Where none is.
 pub(crate) fn first_there(folder: &Path, names: &[&str]) -> Result<PathBuf> {
     names.iter().map(|name| folder.join(name)).find(|path| path.is_file()).ok_or_else(|| {
         Error::weights(
@@ -216,6 +219,9 @@ pub(crate) fn free_memory(device: &Device) -> Option<u64> {
 }
 
 /// Refuses weights that do not fit into `free` bytes, before minutes are spent on loading them.
+///
+/// # Errors
+/// [`Error::Weights`] with both sizes.
 pub(crate) fn has_room(weights: &Weights, dtype: DType, free: Option<u64>) -> Result<()> {
     let needed = weights.bytes_in(dtype);
     match free {

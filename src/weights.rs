@@ -24,6 +24,9 @@ use crate::rng;
 use crate::units::{Digest, Seed};
 
 mod relaid;
+mod shards;
+
+use shards::Shards;
 
 /// One open weight file; cheap to clone.
 #[derive(Clone)]
@@ -43,6 +46,8 @@ enum Source {
     Safetensors { map: Mmap, data_start: usize, index: BTreeMap<String, Stored> },
     /// PyTorch's zip of pickled tensors.
     Pickle(PthTensors),
+    /// Several safetensors files under one index.
+    Shards(Shards),
 }
 
 /// The header's entry in which a file names, as a [`Beneath`], the file that it was tuned from.
@@ -73,8 +78,8 @@ impl std::fmt::Debug for Weights {
 }
 
 impl Weights {
-    /// Opens a weight file: safetensors, or PyTorch's zip format by the extensions `pt`, `pth`, `bin` and `ckpt`. Where
-    /// its header names a file [`Beneath`], that one is opened and checked too, and gives what this one lacks.
+    /// Opens a weight file: safetensors, PyTorch's zip format by the extensions `pt`, `pth`, `bin` and `ckpt`, or the
+    /// index of several safetensors files (`*.safetensors.index.json`), which then are opened as one. Where its header names a file [`Beneath`], that one is opened and checked too, and gives what this one lacks.
     ///
     /// # Errors
     /// Where the file cannot be read, is truncated, or is of neither format.
@@ -91,6 +96,11 @@ impl Weights {
     }
 
     fn open_with(path: &Path, expected: Option<&Digest>) -> Result<Self> {
+        if expected.is_none() && Shards::is_index(path) {
+            let (source, metadata) = (Source::Shards(Shards::open(path)?), BTreeMap::new());
+            let opened = Opened { path: path.to_path_buf(), digest: None, metadata, source, beneath: None };
+            return Ok(Self(Arc::new(opened)));
+        }
         let file = File::open(path).map_err(Error::io("read", path))?;
         // SAFETY: the file is mapped read-only; weight files are written under another name and renamed, never in place.
         let map = unsafe { Mmap::map(&file) }.map_err(Error::io("map", path))?;
@@ -152,6 +162,7 @@ impl Weights {
                 names.sort_unstable();
                 names
             }
+            Source::Shards(shards) => shards.names().collect(),
         }
     }
 
@@ -168,6 +179,7 @@ impl Weights {
         match &self.0.source {
             Source::Safetensors { index, .. } => index.get(name).map(|stored| stored.shape.clone()),
             Source::Pickle(tensors) => tensors.tensor_infos().get(name).map(|i| i.layout.dims().to_vec()),
+            Source::Shards(shards) => shards.file(name).and_then(|file| file.shape(name)),
         }
     }
 
@@ -213,6 +225,9 @@ impl Weights {
                 .map_err(|fault| Error::weights(self.path(), format!("tensor `{name}`: {fault}")))?
                 .ok_or_else(|| self.missing(name))?
                 .to_device(device)?,
+            Source::Shards(shards) => {
+                shards.file(name).ok_or_else(|| self.missing(name))?.read(name, dtype, device)?
+            }
         };
         Ok(tensor.to_dtype(dtype)?.contiguous()?)
     }
@@ -238,6 +253,25 @@ impl Weights {
         let row =
             Tensor::from_raw_buffer(&map[start..start + bytes], stored.dtype, &stored.shape[1..], device)?;
         Ok(row.to_dtype(dtype)?)
+    }
+
+    /// The SHA-256 of the file, or of the digests of an index's files one after the other. It is computed where opening did
+    /// not, which takes as long as reading all bytes.
+    ///
+    /// # Errors
+    /// Where the file cannot be read.
+    pub fn content_digest(&self) -> Result<Digest> {
+        match (&self.0.digest, &self.0.source) {
+            (Some(digest), _) => Ok(digest.clone()),
+            (None, Source::Safetensors { map, .. }) => Ok(Digest::of(map)),
+            (None, Source::Pickle(_)) => {
+                Ok(Digest::of(&std::fs::read(self.path()).map_err(Error::io("read", self.path()))?))
+            }
+            (None, Source::Shards(shards)) => {
+                let digests = shards.files().iter().map(|file| Ok(file.content_digest()?.hex().to_owned()));
+                Ok(Digest::of(digests.collect::<Result<Vec<_>>>()?.concat().as_bytes()))
+            }
+        }
     }
 
     fn missing(&self, name: &str) -> Error {

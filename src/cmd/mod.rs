@@ -9,6 +9,7 @@ mod clean;
 mod data;
 mod device;
 mod doctor;
+mod embed;
 mod generate;
 mod image_store;
 mod pretrain;
@@ -72,6 +73,8 @@ enum Command {
     Pretrain(pretrain::Arguments),
     /// Make images for prompts, with or without a trained user
     Generate(Box<generate::Arguments>),
+    /// Read users' few-shot pairs with a vision-language model: embeddings and written profiles
+    Embed(embed::Arguments),
     /// Score images by every reward, every twin and measured statistics
     Score(score::Arguments),
     /// Make, score and show the desk's preference pairs
@@ -198,6 +201,7 @@ impl Command {
             Self::Clean(_) => ("clean", &["--dry-run", "--released", "--json"]),
             Self::Doctor => ("doctor", &["--json"]),
             Self::Pretrain(_) => ("pretrain", &[]),
+            Self::Embed(_) => ("embed", &[]),
             Self::Data(_) => ("data", &[]),
         }
     }
@@ -278,6 +282,7 @@ fn run(cli: &Cli) -> anyhow::Result<Verdict> {
         Command::Report(arguments) => report::run(arguments, global),
         Command::Pretrain(arguments) => pretrain::run(arguments, global),
         Command::Generate(arguments) => generate::run(arguments, global),
+        Command::Embed(arguments) => embed::run(arguments, global),
         Command::Score(arguments) => score::run(arguments, global),
         Command::Data(arguments) => data::run(arguments, global),
         Command::Verify(arguments) => verify::run(arguments, global),

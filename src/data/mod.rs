@@ -10,6 +10,7 @@ pub mod labels;
 pub mod pick_a_pic;
 pub mod prompts;
 pub mod scores;
+pub mod shots;
 pub mod show;
 
 use std::path::Path;

@@ -63,6 +63,21 @@ pub fn is_stability<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
     names.any(|name| name.ends_with(".attention.attn.in_proj_weight"))
 }
 
+/// LLaVA-OneVision as transformers from 4.52 on saves it: the parts stand below `model`, the logits beside it.
+pub fn llava_resaved(name: &str) -> Place {
+    let name = match name.strip_prefix("language_model.") {
+        Some("lm_head.weight") => "lm_head.weight".to_owned(),
+        Some(rest) => format!("model.language_model.{}", rest.trim_start_matches("model.")),
+        None => format!("model.{name}"),
+    };
+    Place { name, part: None }
+}
+
+/// Whether a file with these names is in the layout of [`llava_resaved`].
+pub fn is_llava_resaved<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
+    names.any(|name| name.starts_with("model.language_model."))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,5 +105,18 @@ mod tests {
         }
         assert!(is_stability(["a", "b.attention.attn.in_proj_weight"].into_iter()));
         assert!(!is_stability(["b.attention.to_q.weight"].into_iter()));
+    }
+
+    #[test]
+    fn the_language_model_is_found_below_the_model() {
+        for (ours, place) in [
+            ("language_model.model.norm.weight", "model.language_model.norm.weight"),
+            ("language_model.lm_head.weight", "lm_head.weight"),
+            ("image_newline", "model.image_newline"),
+        ] {
+            assert_eq!(llava_resaved(ours), Place { name: place.into(), part: None });
+        }
+        assert!(is_llava_resaved(["model.language_model.norm.weight"].into_iter()));
+        assert!(!is_llava_resaved(["language_model.model.norm.weight"].into_iter()));
     }
 }

@@ -5,6 +5,7 @@ pub mod clip;
 pub mod effnet;
 pub mod latent_codec;
 pub mod layout;
+pub mod llava_onevision;
 pub mod previewer;
 pub mod stage_a;
 pub mod stage_b;

@@ -28,11 +28,31 @@ pub fn silu(xs: &Tensor) -> TensorResult {
     op::apply(Pointwise::Silu, &[xs])
 }
 
+/// The GELU by its approximation with a hyperbolic tangent (`gelu_pytorch_tanh`):
+/// `x·½(1 + tanh(√(2/π)(x + 0.044715 x³)))`.
+///
+/// # Errors
+/// Where the tensor library refuses.
+pub fn gelu_tanh(xs: &Tensor) -> TensorResult {
+    op::apply(Pointwise::GeluTanh, &[xs])
+}
+
 #[derive(Clone, Copy)]
 pub enum Pointwise {
     Gelu,
     QuickGelu,
     Silu,
+    GeluTanh,
+}
+
+/// Twice `√(2/π)`: `½(1 + tanh u)` is `σ(2u)`.
+const TANH_SLOPE: f32 = 1.595_769_1;
+const TANH_CUBE: f32 = 0.044_715;
+
+/// Of `gelu_tanh`, the argument of its sigmoid.
+#[inline(always)]
+fn tanh_argument(x: f32) -> f32 {
+    TANH_SLOPE * x * (x * x).mul_add(TANH_CUBE, 1.0)
 }
 
 /// The error function to about 1e-7: a ratio of polynomials on [−4, 4], outside which f32 cannot tell erf from ±1.
@@ -72,6 +92,9 @@ fn forward(kind: Pointwise, out: &mut [f32], x: &[f32]) {
         Pointwise::Gelu => out.iter_mut().zip(x).for_each(|(y, &x)| *y = x * normal_cdf(x)),
         Pointwise::QuickGelu => out.iter_mut().zip(x).for_each(|(y, &x)| *y = x * sigmoid(1.702 * x)),
         Pointwise::Silu => out.iter_mut().zip(x).for_each(|(y, &x)| *y = x * sigmoid(x)),
+        Pointwise::GeluTanh => {
+            out.iter_mut().zip(x).for_each(|(y, &x)| *y = x * sigmoid(tanh_argument(x)));
+        }
     }
 }
 
@@ -90,6 +113,11 @@ fn backward(kind: Pointwise, dx: &mut [f32], x: &[f32], dy: &[f32]) {
         Pointwise::Silu => dx.iter_mut().zip(pairs).for_each(|(dx, (&x, dy))| {
             let s = sigmoid(x);
             *dx = dy * (x * s).mul_add(1.0 - s, s);
+        }),
+        Pointwise::GeluTanh => dx.iter_mut().zip(pairs).for_each(|(dx, (&x, dy))| {
+            let s = sigmoid(tanh_argument(x));
+            let slope = TANH_SLOPE * (x * x).mul_add(3.0 * TANH_CUBE, 1.0);
+            *dx = dy * (x * slope * s).mul_add(1.0 - s, s);
         }),
     }
 }
@@ -121,6 +149,11 @@ impl Fused for Pointwise {
             Self::Gelu => xs.gelu_erf(),
             Self::QuickGelu => xs.div(&((xs * -1.702)?.exp()? + 1.0)?),
             Self::Silu => xs.div(&(xs.neg()?.exp()? + 1.0)?),
+            Self::GeluTanh => {
+                let cubed = ((xs.sqr()? * f64::from(TANH_CUBE))? + 1.0)?;
+                let argument = (xs.mul(&cubed)? * -f64::from(TANH_SLOPE))?;
+                xs.div(&(argument.exp()? + 1.0)?)
+            }
         }
     }
 
@@ -171,6 +204,8 @@ mod tests {
             same(&gelu_erf(&xs).unwrap(), &in_double(&xs, |x| x.gelu_erf()), &[&xs], 1e-6);
             same(&quick_gelu(&xs).unwrap(), &in_double(&xs, quick_gelu), &[&xs], 1e-6);
             same(&silu(&xs).unwrap(), &in_double(&xs, silu), &[&xs], 1e-6);
+            same(&gelu_tanh(&xs).unwrap(), &in_double(&xs, gelu_tanh), &[&xs], 1e-6);
+            assert!(distance(&gelu_tanh(&xs).unwrap(), &xs.gelu().unwrap()) < 1e-6);
         });
     }
 
@@ -181,6 +216,7 @@ mod tests {
             same_in_half(&[&xs], |xs| gelu_erf(&xs[0]));
             same_in_half(&[&xs], |xs| quick_gelu(&xs[0]));
             same_in_half(&[&xs], |xs| silu(&xs[0]));
+            same_in_half(&[&xs], |xs| gelu_tanh(&xs[0]));
         });
     }
 }

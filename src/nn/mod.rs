@@ -28,6 +28,7 @@ pub mod counting;
 mod cuda;
 mod error;
 mod grn;
+mod grouped_attention;
 mod learning_rate;
 mod linear;
 mod modulate;
@@ -35,11 +36,13 @@ mod norm;
 mod op;
 mod packed;
 mod recompute;
+mod rms_norm;
+mod rotary;
 mod slice;
 mod softmax;
 pub mod workers;
 
-pub use activation::{gelu_erf, quick_gelu, silu};
+pub use activation::{gelu_erf, gelu_tanh, quick_gelu, silu};
 pub use adamw::{AdamW, AdamWConfig, clip_gradients};
 pub use attention::{KeyValue, decoupled_attention, self_attention};
 pub use batch_norm::{BatchNorm, Folded};
@@ -48,12 +51,15 @@ pub use conv::{depth_to_space, depthwise_conv3x3, space_to_depth};
 pub use convolution::{Convolution, TransposedConvolution};
 pub use error::squared_error;
 pub use grn::{gelu_grn, grn};
+pub use grouped_attention::{Keys, grouped_attention};
 pub use learning_rate::{Decay, LearningRate, Warmup};
 pub use linear::{frozen_weight, linear};
 pub use modulate::modulate;
 pub use norm::layer_norm;
 pub use packed::{PackedAttention, PackedResidual, ResidualWeights};
 pub use recompute::recompute;
+pub use rms_norm::rms_norm;
+pub use rotary::rotary;
 pub use softmax::Mask;
 
 impl From<candle_core::Error> for Error {

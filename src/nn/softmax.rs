@@ -73,6 +73,16 @@ pub fn softmax(scores: &mut [f32], (first, keys): (usize, usize), sample: usize,
     }
 }
 
+/// The softmax of rows (queries, keys) in place, of which row `i` sees its first `seen + i` keys.
+#[multiversion(targets = "simd")]
+pub fn softmax_causal(scores: &mut [f32], keys: usize, seen: usize) {
+    for (i, row) in scores.chunks_exact_mut(keys).enumerate() {
+        let (seen, hidden) = row.split_at_mut((seen + i).min(keys));
+        hidden.fill(0.0);
+        softmax_row(seen);
+    }
+}
+
 /// From the gradient of the weights to that of the scaled scores, in place; `first` keys are under the first softmax.
 #[multiversion(targets = "simd")]
 pub fn softmax_backward(ds: &mut [f32], p: &[f32], (first, keys): (usize, usize), scale: f32) {

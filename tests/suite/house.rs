@@ -7,8 +7,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 6] = [
     &["error", "pixels", "progress", "rng", "stats", "units"],
     &["adapter", "diffusion", "models", "nn", "objective", "reward", "scenes"],
-    &["base", "cache", "checkpoint", "data", "decoder", "encoder", "image", "prior", "provenance", "record", "weights"],
-    &["collective", "evaluate", "generate", "launch", "pretrain", "spec", "train"],
+    &["base", "cache", "checkpoint", "collective", "data", "decoder", "embed", "encoder", "evaluate", "generate", "image", "launch", "pretrain", "prior", "provenance", "record", "spec", "train", "vlm", "weights"],
     &["report"],
     &["cmd"],
 ];
@@ -40,6 +39,8 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("decoder", "weights", "a decoder is opened from weight files"),
     ("decoder", "prior", "its repository's text encoder and tokenizer are found as a prior's are"),
     ("encoder", "weights", "an encoder is opened from a weight file"),
+    ("vlm", "weights", "a vision-language model is opened from weight files"),
+    ("vlm", "prior", "its config files are read, and the room for its weights is checked, in the same way"),
     ("checkpoint", "weights", "a checkpoint is a weight file with a position"),
     ("data", "image", "a pair holds encoded pictures"),
 ];

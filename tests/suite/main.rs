@@ -8,6 +8,7 @@ mod data;
 mod decoder;
 mod diffusion;
 mod house;
+mod llava_onevision;
 mod objective;
 mod pipeline;
 mod ppd_step;

@@ -1,4 +1,4 @@
-//! The transformer block that both towers share, in both layouts.
+//! The transformer block that both towers share, in both layouts; SigLIP's tower is made of it too.
 
 use candle_core::Tensor;
 use candle_nn::{Init, VarBuilder};
@@ -131,10 +131,6 @@ impl Block {
         let mixed = nn::self_attention(&self.qkv_proj.forward(&normed)?, self.heads, mask)?;
         let xs = (xs + self.out_proj.forward(&mixed)?)?;
         let inner = self.fc1.forward(&self.layer_norm2.forward(&xs)?)?;
-        let inner = match self.act {
-            Activation::Gelu => nn::gelu_erf(&inner)?,
-            Activation::QuickGelu => nn::quick_gelu(&inner)?,
-        };
-        Ok((&xs + self.fc2.forward(&inner)?)?)
+        Ok((&xs + self.fc2.forward(&self.act.forward(&inner)?)?)?)
     }
 }

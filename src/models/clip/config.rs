@@ -1,6 +1,9 @@
 //! The two configuration files: `config.json` of Hugging Face and `open_clip_config.json`.
 
+use candle_core::Tensor;
 use serde::{Deserialize, Serialize};
+
+use crate::nn::{self, TensorResult};
 
 /// The non-linearity between a block's two linear maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -10,6 +13,22 @@ pub enum Activation {
     Gelu,
     /// OpenAI's `x·σ(1.702x)`.
     QuickGelu,
+    /// SigLIP's approximation with a hyperbolic tangent.
+    GeluPytorchTanh,
+}
+
+impl Activation {
+    /// Applies it.
+    ///
+    /// # Errors
+    /// Where the tensor library refuses.
+    pub fn forward(self, xs: &Tensor) -> TensorResult {
+        match self {
+            Self::Gelu => nn::gelu_erf(xs),
+            Self::QuickGelu => nn::quick_gelu(xs),
+            Self::GeluPytorchTanh => nn::gelu_tanh(xs),
+        }
+    }
 }
 
 /// A whole CLIP, as in `config.json` of Hugging Face's layout.

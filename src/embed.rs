@@ -1,0 +1,158 @@
+//! A user's few-shot pairs → prompt → vision-language model → user embedding and written profile (the paper's Sec. 4.1).
+//!
+//! The model is asked to reason before it sums up: describe each image, explain the differences, write a profile. The
+//! embedding is what the authors' code stores: the hidden states of every layer at the last step of that answer. What this
+//! module does not do: read pairs or write embeddings.
+
+mod template;
+
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::models::llava_onevision::{Decoding, Layout, Message};
+use crate::pixels::Image;
+use crate::units::Digest;
+use crate::vlm::Vlm;
+
+pub use template::Template;
+
+/// What an embedding depends on besides the user's pairs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The model's repository ([`crate::vlm::repository_digest`]).
+    pub model: Digest,
+    /// The prompt's template.
+    pub template: Digest,
+    /// How an image becomes tokens.
+    pub layout: Layout,
+    /// The most tokens that the model writes.
+    pub max_new_tokens: usize,
+    /// The precision that it computes in.
+    pub dtype: String,
+}
+
+/// A user's embedding and what the model wrote on its way to it.
+#[derive(Debug, Clone)]
+pub struct Embedding {
+    /// (layers + 1, width), in single precision: the embeddings, then each block's output, the last one after the final norm,
+    /// at the position whose logits gave the last token.
+    pub states: Tensor,
+    /// All that was written.
+    pub text: String,
+    /// How many tokens that is.
+    pub tokens: usize,
+    /// Whether the text ended by itself; otherwise at the limit.
+    pub ended: bool,
+}
+
+impl Embedding {
+    /// The user's profile, where the text got that far: what stands behind the last `User Profile:`.
+    pub fn profile(&self) -> Option<&str> {
+        let (_, profile) = self.text.rsplit_once(PROFILE)?;
+        Some(profile.trim()).filter(|profile| !profile.is_empty())
+    }
+}
+
+/// What the answer's fixed form puts before the profile.
+const PROFILE: &str = "User Profile:";
+
+/// The digest of everything that an embedding follows from: the config, the prompt as the model reads it, and the pictures.
+pub fn prompt_digest(config: &Config, prompt: &str, images: &[Image]) -> Digest {
+    let pictures: Vec<String> = images
+        .iter()
+        .map(|image| format!("{}x{} {}", image.width(), image.height(), Digest::of(image.rgb()).hex()))
+        .collect();
+    let whole = serde_json::json!({"config": config, "prompt": prompt, "pictures": pictures});
+    Digest::of(whole.to_string().as_bytes())
+}
+
+/// The prompt of a user's pairs, as the model reads it.
+///
+/// # Errors
+/// Where a caption holds one of the model's special tokens, or the chat template refuses the messages.
+pub fn prompt(vlm: &Vlm, template: &Template, captions: &[&str]) -> Result<String> {
+    for (i, caption) in captions.iter().enumerate() {
+        if let Some(token) = vlm.tokenizer.special_in(caption) {
+            return Err(Error::Spec(format!(
+                "the caption of pair {} holds {token:?}, which is no word but a command to the model; take it out",
+                i + 1
+            )));
+        }
+    }
+    let filled = template.fill(captions);
+    let system = filled.system.map(|text| Message::text("system", text));
+    vlm.prompt(&system.into_iter().chain([Message::text("user", filled.user)]).collect::<Vec<_>>())
+}
+
+/// Embeds one user: the pictures stand in the order of the prompt's placeholders, and `step` is called after each token with
+/// the number of tokens so far.
+///
+/// # Errors
+/// Where prompt and pictures do not fit each other or the model, and those of `step`.
+pub fn embed(
+    vlm: &Vlm,
+    config: &Config,
+    prompt: &str,
+    images: &[Image],
+    step: impl FnMut(usize) -> Result<()>,
+) -> Result<Embedding> {
+    let input = vlm.input(prompt, images, config.layout)?;
+    let decoding = Decoding { states: true, ..vlm.greedy(config.max_new_tokens) };
+    let written = vlm.model.generate(&[input], &decoding, &mut [], step)?;
+    let written = written.into_iter().next();
+    let (Some(written), Some(states)) = (written.as_ref(), written.as_ref().and_then(|w| w.states.as_ref()))
+    else {
+        return Err(Error::Shape("the model wrote nothing after the prompt".into()));
+    };
+    let states = states.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+    if let Some(value) = states.flatten_all()?.to_vec1::<f32>()?.into_iter().find(|value| !value.is_finite())
+    {
+        return Err(Error::NonFinite {
+            what: "a hidden state".into(),
+            value: f64::from(value),
+            place: format!("token {} of the answer", written.ids.len()),
+        });
+    }
+    Ok(Embedding {
+        states,
+        text: vlm.tokenizer.decode(&written.ids, false)?,
+        tokens: written.ids.len(),
+        ended: written.ended,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_profile_is_what_stands_behind_its_title() {
+        let of = |text: &str| {
+            let states = Tensor::zeros((1, 1), DType::F32, &Device::Cpu).unwrap();
+            Embedding { states, text: text.into(), tokens: 1, ended: true }.profile().map(str::to_owned)
+        };
+        assert_eq!(of("Pair 1: …\nUser Profile: Likes red.\n"), Some("Likes red.".into()));
+        assert_eq!(of("Pair 1: …\nUser Prof"), None);
+        assert_eq!(of("User Profile:"), None);
+    }
+
+    #[test]
+    fn the_digest_changes_with_whatever_the_embedding_follows_from() {
+        let config = Config {
+            model: Digest::of(b"model"),
+            template: Digest::of(b"template"),
+            layout: Layout::BaseOnly,
+            max_new_tokens: 8,
+            dtype: "f32".into(),
+        };
+        let picture = |shade: u8, width| Image::new(width, 6 / width, vec![shade; 18]);
+        let first = prompt_digest(&config, "a", &[picture(1, 2)]);
+        assert_eq!(first, prompt_digest(&config, "a", &[picture(1, 2)]));
+        assert_ne!(first, prompt_digest(&config, "b", &[picture(1, 2)]));
+        assert_ne!(first, prompt_digest(&config, "a", &[picture(2, 2)]));
+        assert_ne!(first, prompt_digest(&config, "a", &[picture(1, 3)]));
+        assert_ne!(first, prompt_digest(&Config { max_new_tokens: 9, ..config }, "a", &[picture(1, 2)]));
+    }
+}
