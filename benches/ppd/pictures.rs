@@ -3,11 +3,10 @@
 use std::path::Path;
 
 use anyhow::Result;
-use candle_core::{D, DType, Device, Tensor};
-//use ppd::models::effnet::{self, EfficientNet};
+use candle_core::Device;
+use ppd::encoder::Encoder;
 use ppd::pixels::{Filter, Image};
 use ppd::reward::Pixels;
-use ppd::weights::Weights;
 use serde_json::json;
 
 use crate::measured::{Measured, circumstances, time};
@@ -18,7 +17,8 @@ const PICTURES: usize = 8;
 const HEIGHT: usize = 768;
 const WIDTH: usize = 1024;
 const REWARD_SIDE: usize = 224;
-/// The side that Stage C's latents are encoded from.
+/// Pictures that are encoded at once, and their side, as for Stage C's latents.
+const ENCODED: usize = 2;
 const CODEC_SIDE: usize = 768;
 
 /// Resize, crop and normalise whole pictures as CLIP takes them, on one thread as Pillow works.
@@ -41,5 +41,16 @@ pub fn preprocess(reps: usize) -> Result<Measured> {
     })?;
     let mut shape = json!({"pictures": shape, "side": REWARD_SIDE});
     circumstances(&mut shape, &out, 1);
+    Ok(Measured { shape, seconds, check: vec![mean_square(&out)?] })
+}
+
+/// Prepared pictures to Stage C's latents, through EfficientNetV2-S at its true size with the exported weights.
+pub fn encode(inputs: &Path, reps: usize) -> Result<Measured> {
+    let encoder = Encoder::open(&inputs.join("effnet_encoder.safetensors"), &Device::Cpu)?;
+    let shape = [ENCODED, 3, CODEC_SIDE, CODEC_SIDE];
+    let pictures = numbers(&shape, 2)?.permute((0, 2, 3, 1))?.contiguous()?; // (B, H, W, 3)
+    let (seconds, out) = time(reps, || Ok(encoder.encode_prepared(&pictures)?))?;
+    let mut shape = json!({"pixels": shape});
+    circumstances(&mut shape, &out, rayon::current_num_threads());
     Ok(Measured { shape, seconds, check: vec![mean_square(&out)?] })
 }

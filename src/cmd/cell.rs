@@ -164,7 +164,8 @@ impl<'a> Laboratory<'a> {
     /// the same.
     fn reference(&self, cell: &Cell) -> Result<Rc<ReferenceErrors>> {
         let encoders = Profile::ENCODERS.iter().filter(|name| cell.digests.contains_key(**name));
-        let inputs = ["weights/denoiser", "weights/text-encoder"].iter().chain(encoders).chain(&["data/pairs"]);
+        let inputs =
+            ["weights/denoiser", "weights/text-encoder"].iter().chain(encoders).chain(&["data/pairs"]);
         let inputs: Vec<Option<&Digest>> = inputs.map(|name| cell.digests.get(*name)).collect();
         let belongs_to = serde_json::json!({
             "schema": 1,

@@ -130,8 +130,11 @@ impl Compute {
             Some(pictures) => {
                 let hub = Hub::from_env(hub::LOCK)?;
                 let root = |name| Ok(profile.locate(name, &hub)?.root);
-                let files =
-                    CascadeFiles { prior: root("denoiser")?, decoder: root("decoder")?, encoder: weights("effnet")? };
+                let files = CascadeFiles {
+                    prior: root("denoiser")?,
+                    decoder: root("decoder")?,
+                    encoder: weights("effnet")?,
+                };
                 Base::open_cascade(&files, pictures, dtype, &self.device)?
             }
         };

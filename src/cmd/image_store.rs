@@ -29,12 +29,18 @@ impl ImageStore {
         let digests = plan.cells.first().map(|cell| &cell.digests);
         let prompts = format!("data/{}", plan.spec.data.prompts.name());
         // Where there is no codec the decoder's parts are named instead.
-        let inputs: Vec<Option<&Digest>> =
-            ["weights/denoiser", "weights/text-encoder", "weights/codec", "weights/decoder", "weights/vqgan", &prompts]
-                .iter()
-                .map(|name| digests.and_then(|digests| digests.get(*name)))
-                .filter(Option::is_some)
-                .collect();
+        let inputs: Vec<Option<&Digest>> = [
+            "weights/denoiser",
+            "weights/text-encoder",
+            "weights/codec",
+            "weights/decoder",
+            "weights/vqgan",
+            &prompts,
+        ]
+        .iter()
+        .map(|name| digests.and_then(|digests| digests.get(*name)))
+        .filter(Option::is_some)
+        .collect();
         let from = serde_json::json!({"schema": 2, "inputs": inputs, "sample": plan.spec.sample});
         Self::new(&plan.places.cache, "base-images", &plan.spec.profile.complete(from))
     }

@@ -60,11 +60,14 @@ impl Laboratory<'_> {
             for pairs in pairs.chunks(ENCODED_AT_ONCE) {
                 let images = pairs.iter().flat_map(|pair| [pair.image(0, &origin), pair.image(1, &origin)]);
                 let images = images.collect::<Result<Vec<Image>>>()?;
-                let prompts: Vec<String> = pairs.iter().flat_map(|pair| vec![pair.caption.clone(); 2]).collect();
+                let prompts: Vec<String> =
+                    pairs.iter().flat_map(|pair| vec![pair.caption.clone(); 2]).collect();
                 for scored in scorers.score(&images, &prompts, &self.compute.workers)? {
                     for &reward in &rewards {
                         let score = scored.get(reward).ok_or_else(|| {
-                            Error::Spec(format!("`{reward}` is to label pairs, but is no score of this study"))
+                            Error::Spec(format!(
+                                "`{reward}` is to label pairs, but is no score of this study"
+                            ))
                         })?;
                         of_reward.entry(reward).or_default().push(*score as f32);
                     }
@@ -99,7 +102,12 @@ impl Laboratory<'_> {
 
     /// The latents of both pictures of the first `count` pairs, (2, C, h, w) each.
     fn latents(&self, count: usize) -> Result<Shards> {
-        let shards = self.shards("latents", &[Profile::ENCODERS.as_slice(), &["data/pairs"]].concat(), count, PAIRS_PER_SHARD);
+        let shards = self.shards(
+            "latents",
+            &[Profile::ENCODERS.as_slice(), &["data/pairs"]].concat(),
+            count,
+            PAIRS_PER_SHARD,
+        );
         let (base, origin) = (self.base()?, self.plan.data("pairs")?);
         let mut pictures = pick_a_pic::Rows::open(&origin, Split::Train, pick_a_pic::Columns::All)?;
         shards.fill(|rows| {
