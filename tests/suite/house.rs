@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 6] = [
     &["error", "pixels", "progress", "rng", "stats", "units"],
     &["adapter", "diffusion", "models", "nn", "objective", "reward", "scenes"],
-    &["base", "checkpoint", "data", "image", "prior", "provenance", "record", "weights"],
+    &["base", "checkpoint", "data", "hub", "image", "prior", "provenance", "record", "weights"],
     &["collective", "evaluate", "generate", "launch", "pretrain", "spec", "train"],
     &["report"],
     &["cmd"],
@@ -36,6 +36,8 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("prior", "provenance", "a device without room for it is refused before it is loaded"),
     ("checkpoint", "weights", "a checkpoint is a weight file with a position"),
     ("data", "image", "a pair holds encoded pictures"),
+    ("hub", "provenance", "a disk without room is refused before a download; files are digested"),
+    ("hub", "record", "its lock is replaced whole"),
 ];
 
 /// The only files that may print.
