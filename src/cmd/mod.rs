@@ -12,6 +12,7 @@ mod doctor;
 mod fetch;
 mod generate;
 mod image_store;
+mod inspect;
 mod pretrain;
 mod report;
 mod reproduce;
@@ -204,6 +205,7 @@ impl Command {
             Self::Doctor => ("doctor", &["--json"]),
             Self::Fetch(_) => ("fetch", &["--dry-run", "--json"]),
             Self::Pretrain(_) => ("pretrain", &[]),
+            Self::Data(arguments) if arguments.prints() => ("data inspect", &["--json"]),
             Self::Data(_) => ("data", &[]),
         }
     }
