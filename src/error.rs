@@ -44,6 +44,14 @@ pub enum Error {
         /// Where in the work, for example `step 7`.
         place: String,
     },
+    /// A file of somebody else's: it is not here, cannot be had, or is not what it was.
+    #[error("{what}: {message}")]
+    Hub {
+        /// The artefact, the repository or the file.
+        what: String,
+        /// What was expected, what was found, and the way out.
+        message: String,
+    },
     /// A judge could not be asked, or its answer could not be used.
     #[error("{0}")]
     Judge(String),
@@ -74,6 +82,11 @@ impl Error {
     /// A fault in weights at `path`.
     pub fn weights(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
         Self::Weights { path: path.as_ref().to_path_buf(), message: message.into() }
+    }
+
+    /// A fault in what somebody else published, or in getting it.
+    pub fn hub(what: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Hub { what: what.into(), message: message.into() }
     }
 
     /// An operating-system fault while doing `action` (a verb) to `path`; use as `.map_err(Error::io("read", path))`.

@@ -7,7 +7,7 @@
 //! ```text
 //! ground        error units pixels progress rng stats        plain values: no tensor, no file, no clock
 //! first floor   nn models diffusion objective reward adapter scenes      mathematics
-//! second floor  weights cache prior decoder encoder base vlm image data record checkpoint provenance  bytes and values
+//! second floor  weights hub cache prior decoder encoder base vlm image data record checkpoint provenance
 //! third floor   spec train pretrain collective generate embed evaluate launch      the work
 //! side wing     report                                        reading only, no tensor
 //! roof          cmd                                           prints, parses, exits
@@ -37,6 +37,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod decoder;
 pub mod encoder;
+pub mod hub;
 pub mod image;
 pub mod prior;
 pub mod provenance;

@@ -14,6 +14,10 @@ pub trait Observer: Send + Sync {
     fn enter(&self, name: &str);
     /// A phase of `total` units begins; it replaces the one before it.
     fn begin(&self, phase: &str, total: u64);
+    /// A phase of `total` bytes begins, to be shown as such.
+    fn begin_bytes(&self, phase: &str, total: u64) {
+        self.begin(phase, total);
+    }
     /// `units` more are done.
     fn advance(&self, units: u64);
     /// Something worth a line of its own, such as a loss.
@@ -56,6 +60,11 @@ impl Progress {
     /// Begins a phase, such as `train`, of `total` units.
     pub fn begin(&self, phase: &str, total: usize) {
         self.observer.begin(phase, total as u64);
+    }
+
+    /// Begins a phase, such as a download, of `total` bytes.
+    pub fn begin_bytes(&self, phase: &str, total: u64) {
+        self.observer.begin_bytes(phase, total);
     }
 
     /// Counts `units` as done.

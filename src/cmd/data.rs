@@ -1,4 +1,5 @@
-//! `ppd data make|score|show`: the desk's preference pairs, what rewards say of them, and how they look.
+//! `ppd data make|score|show|inspect`: the desk's preference pairs, what rewards say of them, how they look; and what
+//! is in anybody's.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,8 @@ enum Action {
     },
     /// Score every picture of the pairs with the profile's rewards: the paper's relabelling
     Score,
+    /// Count what is in a data set of pairs, what of it is used and why not the rest, its parts and its users' groups
+    Inspect(super::inspect::Arguments),
     /// Draw pairs with their captions and labels
     Show {
         /// The picture to write
@@ -60,6 +63,13 @@ enum Action {
     },
 }
 
+impl Arguments {
+    /// Whether results are all that it leaves behind.
+    pub(super) fn prints(&self) -> bool {
+        matches!(self.action, Action::Inspect(_))
+    }
+}
+
 /// Guidance scales that pairs are sampled with: alignment and style vary with them.
 const GUIDANCE: [f64; 3] = [1.5, 2.5, 4.0];
 /// How many simulated users stand behind the raw labels.
@@ -68,6 +78,9 @@ const USERS: usize = 200;
 const OBJECTS: ObjectWeights = [0.5, 0.3, 0.2];
 
 pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verdict> {
+    if let Action::Inspect(arguments) = &arguments.action {
+        return super::inspect::run(arguments, global);
+    }
     let profile = Spec::load(&global.request("table1"))?.profile;
     let path = profile.data_in(&global.assets, "pairs")?;
     match arguments.action {
@@ -90,6 +103,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
             scores::write(scores_path(&path), &preferences, &scores)?;
             scores::write_judges(&scores_path(&path), &judges(&profile, global, &scores)?)?;
         }
+        Action::Inspect(_) => return Ok(Verdict::Done),
         Action::Show { ref grid, pairs } => return draw(&path, grid, pairs as usize, global),
     }
     describe(&path, global)?;

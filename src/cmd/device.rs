@@ -7,6 +7,7 @@ use candle_core::{DType, Device, DeviceLocation};
 use crate::base::{Base, CascadeFiles};
 use crate::collective::{Alone, Collective};
 use crate::error::{Error, Result};
+use crate::hub::{self, Hub};
 use crate::launch::Ranks;
 use crate::nn::workers::Workers;
 use crate::spec::{Precision, Profile};

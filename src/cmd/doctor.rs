@@ -1,11 +1,13 @@
 //! `ppd doctor`: what this machine has, and what each missing thing would need.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 
 use super::{Global, Verdict};
+use crate::error::Result;
+use crate::hub::{self, Hub};
 use crate::provenance::{self, Provenance, free_bytes, gpu};
 use crate::spec::{Request, Spec};
 
@@ -49,7 +51,7 @@ const KEYS: [(&str, &str); 3] = [
 pub(super) fn run(global: &Global) -> anyhow::Result<Verdict> {
     let mut findings = processor(global);
     findings.extend(graphics());
-    findings.extend(disk(global));
+    findings.extend(disk(global)?);
     findings.push(repository(global)?);
     findings.extend(weights(global)?);
     findings.extend(keys(|name| std::env::var_os(name)));
@@ -157,7 +159,7 @@ fn free_gpu_memory() -> Option<String> {
     None
 }
 
-fn disk(global: &Global) -> Vec<Finding> {
+fn disk(global: &Global) -> Result<Vec<Finding>> {
     let place = |what: &str, path: &Path| {
         let free = free_bytes(path);
         let gib =
@@ -168,24 +170,18 @@ fn disk(global: &Global) -> Vec<Finding> {
         };
         Finding::new(what, free.filter(|bytes| *bytes >= LITTLE_DISK).map(gib), needs)
     };
-    let hub = hub_cache();
-    vec![
+    let hub = Hub::from_env(hub::LOCK)?;
+    let hub = hub.folder();
+    Ok(vec![
         place("disk, records", &global.results),
         place("disk, cache", &global.cache),
-        place("disk, hub cache", &hub),
+        place("disk, hub cache", hub),
         Finding::new(
             "hub cache",
             hub.is_dir().then(|| hub.display().to_string()),
-            format!("nothing yet: downloads of the paper profile will make {}", hub.display()),
+            format!("nothing yet: `ppd fetch` will make {}", hub.display()),
         ),
-    ]
-}
-
-/// The Hugging Face Hub's cache: under `HF_HOME`, or where its own tools keep it.
-fn hub_cache() -> PathBuf {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let home = set("HF_HOME").or_else(|| Some(set("HOME")?.join(".cache/huggingface")));
-    home.unwrap_or_else(|| ".cache/huggingface".into()).join("hub")
+    ])
 }
 
 fn repository(global: &Global) -> anyhow::Result<Finding> {
@@ -208,7 +204,19 @@ fn weights(global: &Global) -> anyhow::Result<Vec<Finding>> {
         .map(|(name, file)| format!("{name} ({})", file.display()))
         .collect();
     let found = missing.is_empty().then(|| "all files are there".to_owned());
-    let needs = format!("under {}: {}", global.assets.display(), missing.join(", "));
+    let hub = Hub::from_env(hub::LOCK)?;
+    let needed = profile.artefacts.iter().filter(|(_, artefact)| !artefact.on_request);
+    let absent: Vec<&str> =
+        needed.map(|(name, _)| name.as_str()).filter(|name| profile.locate(name, &hub).is_err()).collect();
+    let found = found.filter(|_| absent.is_empty());
+    let mut needs = Vec::new();
+    if !missing.is_empty() {
+        needs.push(format!("under {}: {}", global.assets.display(), missing.join(", ")));
+    }
+    if !absent.is_empty() {
+        needs.push(format!("`ppd fetch --profile {} --only {}`", profile.name, absent.join(" ")));
+    }
+    let needs = needs.join("; ");
     Ok(vec![Finding::new(format!("profile {}", profile.name), found, needs).required()])
 }
 

@@ -10,8 +10,10 @@ mod data;
 mod device;
 mod doctor;
 mod embed;
+mod fetch;
 mod generate;
 mod image_store;
+mod inspect;
 mod pretrain;
 mod report;
 mod reproduce;
@@ -24,6 +26,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use clap::parser::ValueSource;
 use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use self::device::Compute;
@@ -55,6 +58,7 @@ Examples:
   ppd generate \"a small red star\" --grid star.png
   ppd score images                            what every reward says of the images in a folder
   ppd data show --grid pairs.png              look at the preference pairs
+  ppd fetch --dry-run                         what the paper's scale needs from others, and how large it is
   ppd verify                                  check every record against the digest it was sealed with
   ppd clean --dry-run                         what could be freed
   ppd doctor                                  what this machine has to compute with
@@ -79,6 +83,8 @@ enum Command {
     Score(score::Arguments),
     /// Make, score and show the desk's preference pairs
     Data(data::Arguments),
+    /// Download weights and data of others, or check those that are here [default profile: paper]
+    Fetch(fetch::Arguments),
     /// Check records: read every row, and compare each record with the digest it was sealed with
     Verify(verify::Arguments),
     /// Show what can be made again, with sizes, and remove it
@@ -200,8 +206,10 @@ impl Command {
             Self::Verify(_) => ("verify", &["--released", "--json"]),
             Self::Clean(_) => ("clean", &["--dry-run", "--released", "--json"]),
             Self::Doctor => ("doctor", &["--json"]),
+            Self::Fetch(_) => ("fetch", &["--dry-run", "--json"]),
             Self::Pretrain(_) => ("pretrain", &[]),
             Self::Embed(_) => ("embed", &[]),
+            Self::Data(arguments) if arguments.prints() => ("data inspect", &["--json"]),
             Self::Data(_) => ("data", &[]),
         }
     }
@@ -246,9 +254,17 @@ pub fn main() -> ExitCode {
     if plain {
         command = command.color(clap::ColorChoice::Never);
     }
-    let cli = command.try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match cli {
-        Ok(mut cli) => {
+    let parsed = command.try_get_matches().and_then(|matches| {
+        let (_, own) = matches.subcommand().unwrap_or(("", &matches));
+        let chosen = own.value_source("profile") == Some(ValueSource::CommandLine);
+        Ok((Cli::from_arg_matches(&matches)?, chosen))
+    });
+    let cli = match parsed {
+        Ok((mut cli, profile_chosen)) => {
+            // The desk's files come with the program; what is fetched is the paper's.
+            if matches!(cli.command, Command::Fetch(_)) && !profile_chosen {
+                cli.global.profile = fetch::PROFILE.to_owned();
+            }
             if cli.global.released {
                 cli.global.results.push(RELEASED);
                 cli.global.figures.push(RELEASED);
@@ -285,6 +301,7 @@ fn run(cli: &Cli) -> anyhow::Result<Verdict> {
         Command::Embed(arguments) => embed::run(arguments, global),
         Command::Score(arguments) => score::run(arguments, global),
         Command::Data(arguments) => data::run(arguments, global),
+        Command::Fetch(arguments) => fetch::run(arguments, global),
         Command::Verify(arguments) => verify::run(arguments, global),
         Command::Clean(arguments) => clean::run(arguments, global),
         Command::Doctor => doctor::run(global),

@@ -82,17 +82,23 @@ impl Observer for Quiet {
 /// One bar, redrawn: what, how far, how fast, how long still.
 struct Bars {
     bar: ProgressBar,
+    colors: bool,
 }
 
 impl Bars {
     fn new(colors: bool) -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(8));
-        let shape = if colors { "{wide_bar:.cyan/blue}" } else { "{wide_bar}" };
-        let template = format!("{{prefix}} {{msg}} {shape} {{pos}}/{{len}} {{per_sec}}, {{eta}} left");
-        let style = ProgressStyle::with_template(&template).expect("the template is a constant that parses");
-        bar.set_style(style.progress_chars("━╸ "));
-        Self { bar }
+        bar.set_style(style(colors, "{pos}/{len} {per_sec}"));
+        Self { bar, colors }
     }
+}
+
+/// How a bar looks whose counts are shown as `counts`.
+fn style(colors: bool, counts: &str) -> ProgressStyle {
+    let shape = if colors { "{wide_bar:.cyan/blue}" } else { "{wide_bar}" };
+    let template = format!("{{prefix}} {{msg}} {shape} {counts}, {{eta}} left");
+    let style = ProgressStyle::with_template(&template).expect("the template is a constant that parses");
+    style.progress_chars("━╸ ")
 }
 
 impl Observer for Bars {
@@ -101,9 +107,16 @@ impl Observer for Bars {
     }
 
     fn begin(&self, phase: &str, total: u64) {
+        self.bar.set_style(style(self.colors, "{pos}/{len} {per_sec}"));
         self.bar.set_message(phase.to_owned());
         self.bar.set_length(total);
         self.bar.reset();
+    }
+
+    fn begin_bytes(&self, phase: &str, total: u64) {
+        self.begin(phase, total);
+        self.bar
+            .set_style(style(self.colors, "{decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}"));
     }
 
     fn advance(&self, units: u64) {
@@ -133,13 +146,35 @@ struct Phase {
     phase: String,
     total: u64,
     done: u64,
+    bytes: bool,
     clocks: Option<(Instant, Instant)>,
+}
+
+impl Phase {
+    /// A count as it is shown.
+    fn count(&self, units: u64) -> String {
+        if self.bytes { size(units) } else { units.to_string() }
+    }
 }
 
 impl Lines {
     fn state(&self) -> std::sync::MutexGuard<'_, Phase> {
         // A thread that panicked while it counted leaves a count that is still worth showing.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(&self, phase: &str, total: u64, bytes: bool) {
+        let mut state = self.state();
+        let now = Instant::now();
+        *state = Phase {
+            name: std::mem::take(&mut state.name),
+            phase: phase.to_owned(),
+            total,
+            done: 0,
+            bytes,
+            clocks: Some((now, now)),
+        };
+        eprintln!("{} {phase}: {} to do", state.name, state.count(total));
     }
 }
 
@@ -149,16 +184,11 @@ impl Observer for Lines {
     }
 
     fn begin(&self, phase: &str, total: u64) {
-        let mut state = self.state();
-        let now = Instant::now();
-        *state = Phase {
-            name: std::mem::take(&mut state.name),
-            phase: phase.to_owned(),
-            total,
-            done: 0,
-            clocks: Some((now, now)),
-        };
-        eprintln!("{} {phase}: {total} to do", state.name);
+        self.start(phase, total, false);
+    }
+
+    fn begin_bytes(&self, phase: &str, total: u64) {
+        self.start(phase, total, true);
     }
 
     fn advance(&self, units: u64) {
@@ -172,12 +202,13 @@ impl Observer for Lines {
         state.clocks = Some((began, now));
         let rate = state.done as f64 / (now - began).as_secs_f64();
         let left = state.total.saturating_sub(state.done) as f64 / rate;
+        let per_second = if state.bytes { size(rate as u64) } else { format!("{rate:.1}") };
         eprintln!(
-            "{} {}: {}/{}, {rate:.1}/s, {} left",
+            "{} {}: {}/{}, {per_second}/s, {} left",
             state.name,
             state.phase,
-            state.done,
-            state.total,
+            state.count(state.done),
+            state.count(state.total),
             duration(left)
         );
     }

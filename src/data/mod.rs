@@ -4,14 +4,19 @@
 //! profiles read the same files. The paper's relabelling (Sec. 5.1) is in [`labels`]: it never changes a pair, it
 //! only says which side each label source chooses. What this module does not do: score pictures, or make them.
 
+pub mod census;
 pub mod desk;
+pub mod few_shot;
 pub mod images;
 pub mod labels;
+pub mod own;
+pub mod pairs;
 pub mod pick_a_pic;
 pub mod prompts;
 pub mod scores;
 pub mod shots;
 pub mod show;
+pub mod splits;
 
 use std::path::Path;
 

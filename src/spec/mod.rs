@@ -150,6 +150,9 @@ impl Spec {
         let set = take_table(&mut profile_tree, "set");
         let quick = take_table(&mut profile_tree, "quick");
         let profile: Option<Profile> = sources.read(whole(profile_tree), &mut problems);
+        for fault in profile.iter().flat_map(Profile::faults) {
+            problems.push(format!("{}: {fault}", profile_text.name));
+        }
 
         let mut tree = DeTable::new();
         let mut own_claims = None;

@@ -9,6 +9,7 @@ use super::source::Problems;
 use super::{Conditioning, Labels, Method, Profile, Spec};
 use crate::data::{Split, pick_a_pic, prompts, scores};
 use crate::error::{Error, Result};
+use crate::hub::{self, Hub};
 use crate::pretrain::{MANIFEST, Manifest};
 use crate::provenance::{Provenance, file_digest, free_bytes};
 use crate::record::{self, Header};
@@ -251,13 +252,22 @@ impl Spec {
         let is_reward = |name: &str| {
             self.profile.rewards.iter().any(|reward| name == reward || name == Profile::twin(reward))
         };
-        let common = self.profile.weights.keys().filter(|name| !is_reward(name)).cloned();
+        let artefacts = &self.profile.artefacts;
+        let fetched = artefacts.iter().filter(|(_, artefact)| !artefact.data && !artefact.on_request);
+        let names = self.profile.weights.keys().chain(fetched.map(|(name, _)| name));
+        let common = names.filter(|name| !is_reward(name)).cloned();
         let needed: BTreeSet<String> = common.chain(scored).collect();
 
         let mut digests = BTreeMap::new();
         let profile = &self.profile.name;
         for name in needed {
             let Some(file) = self.profile.weights.get(&name) else {
+                if artefacts.contains_key(&name) {
+                    let located = Hub::from_env(hub::LOCK).and_then(|hub| self.profile.locate(&name, &hub));
+                    let digest = problems.take(located).map(|located| located.digest());
+                    digests.extend(digest.map(|digest| (format!("weights/{name}"), digest)));
+                    continue;
+                }
                 problems.push(format!("profile {profile}: no weights for `{name}` in [weights]"));
                 continue;
             };
@@ -266,19 +276,15 @@ impl Spec {
         }
         let trains = self.methods.iter().any(|method| method.objective.is_some());
         for name in [trains.then_some("pairs"), Some(self.data.prompts.name())].into_iter().flatten() {
-            let Some(file) = self.profile.data.get(name) else {
-                problems.push(format!("profile {profile}: no file for `{name}` in [data]"));
-                continue;
-            };
-            let path = places.assets.join(file);
+            let Some(path) = problems.take(self.profile.data_in(&places.assets, name)) else { continue };
             let digest = present(&path, profile).and_then(|()| match name {
                 "pairs" => pairs_digest(&path),
                 _ => self.prompts_digest(&path),
             });
             digests.extend(problems.take(digest).map(|digest| (format!("data/{name}"), digest)));
         }
-        if let Some(pairs) = self.profile.data.get("pairs").filter(|_| trains) {
-            self.check_scores(&places.assets.join(pairs), &digests, problems);
+        if trains && let Ok(pairs) = self.profile.data_in(&places.assets, "pairs") {
+            self.check_scores(&pairs, &digests, problems);
         }
         digests
     }

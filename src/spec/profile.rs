@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::base::Pictures;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, nearest};
+use crate::hub::{self, Artefact, Hub, Located};
 
 /// `experiments/profiles/<name>.toml`, less its `[set]` and `[quick]` layers, which change experiments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,9 +26,14 @@ pub struct Profile {
     #[serde(default)]
     pub measured: Vec<String>,
     /// The file of each model, from the assets folder.
+    #[serde(default)]
     pub weights: BTreeMap<String, PathBuf>,
     /// The file of each data set (`pairs`, `validation`, `test`), from the assets folder.
+    #[serde(default)]
     pub data: BTreeMap<String, PathBuf>,
+    /// Models and data sets of others, by the same names; `ppd fetch` brings them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub artefacts: BTreeMap<String, Artefact>,
     /// The precision of the denoiser's weights and activations.
     #[serde(default)]
     pub precision: Precision,
@@ -117,14 +123,57 @@ impl Profile {
         files: &BTreeMap<String, PathBuf>,
         name: &str,
     ) -> Result<PathBuf> {
-        files.get(name).map(|file| assets.join(file)).ok_or_else(|| {
-            let known: Vec<&str> = files.keys().map(String::as_str).collect();
+        if let Some(file) = files.get(name) {
+            return Ok(assets.join(file));
+        }
+        if self.artefacts.contains_key(name) {
+            return Ok(self.locate(name, &Hub::from_env(hub::LOCK)?)?.path);
+        }
+        let artefacts = self.artefacts.iter().filter(|(_, artefact)| artefact.data == (section == "data"));
+        let known: Vec<&str> =
+            files.keys().chain(artefacts.map(|(name, _)| name)).map(String::as_str).collect();
+        Err(Error::Spec(format!(
+            "profile {}: no file for `{name}` in [{section}], which names {}",
+            self.name,
+            known.join(", ")
+        )))
+    }
+
+    /// The artefact of this name.
+    ///
+    /// # Errors
+    /// Where the profile has none.
+    pub fn artefact(&self, name: &str) -> Result<&Artefact> {
+        self.artefacts.get(name).ok_or_else(|| {
+            let known: Vec<&str> = self.artefacts.keys().map(String::as_str).collect();
+            let near = nearest(name, known.iter().copied());
             Error::Spec(format!(
-                "profile {}: no file for `{name}` in [{section}], which names {}",
+                "profile {}: unknown artefact `{name}`, expected one of {}{}",
                 self.name,
-                known.join(", ")
+                if known.is_empty() { "none".into() } else { known.join(", ") },
+                near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default()
             ))
         })
+    }
+
+    /// Where an artefact lies on this disk, checked against what was first fetched; no network is used.
+    ///
+    /// # Errors
+    /// Where the profile has none of this name, it was not fetched (with the command that does), or it was changed.
+    pub fn locate(&self, name: &str, hub: &Hub) -> Result<Located> {
+        hub.locate(&self.name, name, self.artefact(name)?)
+    }
+
+    /// The licence of each artefact that forbids commercial use: what a run records beside its results.
+    pub fn non_commercial(&self) -> BTreeMap<&str, &str> {
+        let bound = self.artefacts.iter().filter(|(_, artefact)| artefact.non_commercial);
+        bound.map(|(name, artefact)| (name.as_str(), artefact.licence.as_str())).collect()
+    }
+
+    /// What is wrong with the artefacts as they are written.
+    pub(super) fn faults(&self) -> Vec<String> {
+        let faults = self.artefacts.iter().filter_map(|(name, artefact)| Some((name, artefact.fault()?)));
+        faults.map(|(name, fault)| format!("artefacts.{name}: {fault}")).collect()
     }
 
     /// Every name that can label pairs.

@@ -1,6 +1,7 @@
 //! Preference data as others write it: files that pyarrow made (tests/reference/pick_a_pic.py), read back.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use ppd::data::pick_a_pic::{self, Columns};
 use ppd::data::prompts;
@@ -125,4 +126,121 @@ fn the_desk_benchmarks_are_read_as_the_grammar_made_them() {
         }
         assert_eq!(read.categories().len(), 3);
     }
+}
+
+/// Runs `ppd data inspect` where it must end well; the result is its JSON.
+fn inspect(path: &Path, arguments: &[&str]) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_ppd"))
+        .args(["data", "inspect", "--json"])
+        .arg(path)
+        .args(arguments)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn a_data_set_is_counted_split_and_grouped() {
+    let told = inspect(&fixture("pick_a_pic.parquet"), &["--decode", "--held-out", "0.2"]);
+    let counts = &told["counts"];
+    assert_eq!(counts["read"], 620);
+    // As in the fixture's own table: every eleventh row is not labelled, the rest in thirds.
+    let rows = pick_a_pic::load(fixture("pick_a_pic.parquet"), Split::Train, Columns::WithoutImages).unwrap();
+    let ties = rows.iter().filter(|row| row.label == Some([0.5, 0.5])).count();
+    assert_eq!(counts["left_out"]["unlabelled"], rows.iter().filter(|row| row.label.is_none()).count());
+    assert_eq!(counts["left_out"]["tie"], ties);
+    let left_out: u64 = counts["left_out"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
+    assert_eq!(left_out + counts["kept"].as_u64().unwrap(), 620);
+    let groups = &told["all_pairs"];
+    let number = |value: &Value| value.as_u64().unwrap();
+    let in_groups =
+        4 * number(&groups["groups"]) + number(&groups["remainder"]) + number(&groups["pairs_of_too_few"]);
+    assert_eq!(in_groups, number(&counts["kept"]));
+    let parts = told["parts"].as_array().unwrap();
+    let split: u64 = parts.iter().map(|part| number(&part["pairs"])).sum();
+    let in_none: u64 = told["in_no_part"].as_object().unwrap().values().filter_map(Value::as_u64).sum();
+    assert_eq!((parts.len() as u64, split + in_none), (4, number(&counts["kept"])));
+
+    // A file without the columns says so; a mirror without users still gives its counts.
+    let output = Command::new(env!("CARGO_BIN_EXE_ppd"))
+        .args(["data", "inspect", "--decode"])
+        .arg(fixture("missing.parquet"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("column \"jpg_0\" is missing"), "{said}");
+}
+
+/// Writes a data set of `files` shards; every picture is broken.
+fn shards(folder: &Path, files: usize, rows: usize) {
+    for file in 0..files {
+        let name = pick_a_pic::shard_name(Split::Train, file, files);
+        let mut writer = pick_a_pic::Writer::create(folder.join("data").join(name)).unwrap();
+        for group in 0..4 {
+            let rows: Vec<Preference> = (0..rows)
+                .map(|row| {
+                    let number = (file * 4 + group) * rows + row;
+                    Preference {
+                        caption: format!("caption {number}"),
+                        images: Some([vec![number as u8; 40_000], vec![1; 40_000]]),
+                        label: Some([1.0, 0.0]),
+                        user_id: Some(number as i64 % 7),
+                        image_uids: [Some(format!("a{number}")), Some(format!("b{number}"))],
+                        ..Preference::default()
+                    }
+                })
+                .collect();
+            writer.write(&rows).unwrap();
+        }
+        writer.finish().unwrap();
+    }
+}
+
+/// Tells the process that is a test's child which data set to read.
+#[cfg(target_os = "linux")]
+const DATA_SET: &str = "PPD_TEST_DATA_SET";
+
+#[test]
+#[cfg(target_os = "linux")]
+fn eight_times_the_rows_take_no_more_memory() {
+    if let Some(path) = std::env::var_os(DATA_SET) {
+        let mut read = 0;
+        let store = ppd::data::pairs::Store::at(path.as_ref(), Split::Train).unwrap();
+        let mut census = ppd::data::census::Census::new(Default::default());
+        store
+            .each(true, &mut |pair| {
+                read += usize::from(census.admit(pair, Path::new("x")).is_some());
+                Ok(())
+            })
+            .unwrap();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        println!("read={read} peak={}", peak.trim().trim_end_matches(" kB"));
+        return;
+    }
+    let measured = |files: usize| {
+        let folder = tempfile::tempdir().unwrap();
+        shards(folder.path(), files, 40);
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "data::eight_times_the_rows_take_no_more_memory",
+                "--exact",
+                "--nocapture",
+                "--test-threads=1",
+            ])
+            .env(DATA_SET, folder.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout).into_owned();
+        let number = |name: &str| -> f64 {
+            let (_, rest) = said.split_once(name).unwrap_or_else(|| panic!("{said}"));
+            rest.split_whitespace().next().unwrap().parse().unwrap()
+        };
+        assert_eq!(number("read="), (files * 160) as f64);
+        number("peak=") / 1024.0
+    };
+    // 12.8 MB of pictures, then 102 MB: the peak may move by an allocator's whim, not by the data.
+    let (few, many) = (measured(1), measured(8));
+    assert!(many < few + 8.0, "{few:.1} MiB for 160 pairs, {many:.1} MiB for 1280");
 }

@@ -7,28 +7,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 6] = [
     &["error", "pixels", "progress", "rng", "stats", "units"],
     &["adapter", "diffusion", "models", "nn", "objective", "reward", "scenes"],
-    &[
-        "base",
-        "cache",
-        "checkpoint",
-        "collective",
-        "data",
-        "decoder",
-        "embed",
-        "encoder",
-        "evaluate",
-        "generate",
-        "image",
-        "launch",
-        "pretrain",
-        "prior",
-        "provenance",
-        "record",
-        "spec",
-        "train",
-        "vlm",
-        "weights",
-    ],
+    &["base", "cache", "checkpoint", "collective", "data", "decoder", "embed", "encoder", "evaluate", "generate", "hub", "image", "launch", "pretrain", "prior", "provenance", "record", "spec", "train", "vlm", "weights"],
     &["report"],
     &["cmd"],
 ];
@@ -64,6 +43,8 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("vlm", "prior", "its config files are read, and the room for its weights is checked, in the same way"),
     ("checkpoint", "weights", "a checkpoint is a weight file with a position"),
     ("data", "image", "a pair holds encoded pictures"),
+    ("hub", "provenance", "a disk without room is refused before a download; files are digested"),
+    ("hub", "record", "its lock is replaced whole"),
 ];
 
 /// The only files that may print.
