@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Instant;
 
 mod material;
+mod probe;
 
 use super::device::Compute;
 use super::image_store::ImageStore;

@@ -130,7 +130,7 @@ impl Compute {
             None => Base::open_desk(&weights("denoiser")?, &weights("codec")?, dtype, &self.device)?,
             Some(pictures) => {
                 let hub = Hub::from_env(hub::LOCK)?;
-                let root = |name| Ok(profile.locate(name, &hub)?.root);
+                let root = |name| profile.locate(name, &hub).map(|located| located.root);
                 let files = CascadeFiles {
                     prior: root("denoiser")?,
                     decoder: root("decoder")?,

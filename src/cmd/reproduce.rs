@@ -9,7 +9,7 @@ use crate::collective::{self, Collective};
 use crate::error::Error;
 use crate::launch::{Session, local, local::Outcome};
 use crate::report::study::Design;
-use crate::spec::{Estimate, Plan, Spec, library};
+use crate::spec::{Estimate, Method, Plan, Spec, library};
 use crate::units::Digest;
 
 /// What the two commands take besides the options of every command.
@@ -44,26 +44,26 @@ pub(super) fn run(arguments: &Arguments, global: &Global, kind: Kind) -> anyhow:
         ))
         .into());
     }
-    let plan = spec.resolve(&global.places())?;
     // What cannot be rendered is refused before hours are spent on it.
     Design::of(&spec)?;
     if global.dry_run {
-        return show(&plan, global);
+        return show(&spec.outline(&global.places())?, global);
     }
-    execute(&plan, global)
+    execute(&spec.resolve(&global.places())?, global)
 }
 
 /// Prints the plan: what is complete, what is cached, what it would take.
 fn show(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
-    let estimate = plan.estimate()?;
+    let (estimate, probed) = estimate(plan, global)?;
     if global.json {
-        println!("{}", serde_json::to_string_pretty(&as_json(plan, &estimate, global)?)?);
+        println!("{}", serde_json::to_string_pretty(&as_json(plan, &estimate)?)?);
         return Ok(Verdict::Done);
     }
     println!("{} · {} · profile {}", plan.spec.name, plan.spec.title, plan.spec.label);
     println!("records in {}", plan.folder.display());
     println!();
-    let mut lines = vec![["method", "seed", "users", "training", "rows", "state"].map(str::to_owned)];
+    let heads = ["method", "seed", "users", "training", "rows", "state", "published"];
+    let mut lines = vec![heads.map(str::to_owned)];
     for cell in &plan.cells {
         let done = cell.rows_done()?;
         lines.push([
@@ -77,6 +77,7 @@ fn show(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
                 (false, 0) => "to do".into(),
                 (false, done) => format!("{done} done"),
             },
+            published(&cell.method),
         ]);
     }
     print_columns(&lines);
@@ -90,14 +91,65 @@ fn show(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
         terminal::size(estimate.bytes)
     );
     match estimate.core_seconds {
-        Some(seconds) => println!(
-            "about {} on {} threads",
-            terminal::duration(seconds / global.threads() as f64),
-            global.threads()
-        ),
-        None => println!("time unknown: profile {} states no cost", plan.spec.profile.name),
+        Some(seconds) => println!("about {} {}", terminal::duration(seconds), probed.how(global)),
+        None => println!("time unknown: {}", probed.how(global)),
+    }
+    println!("no judge is asked: scores are the rewards' own");
+    if !plan.wanting.is_empty() {
+        println!("\nwanting, so that the names of cells are provisional:");
+        plan.wanting.iter().for_each(|line| println!("  - {line}"));
+        if !plan.spec.profile.artefacts.is_empty() {
+            let profile = &plan.spec.profile.name;
+            println!("sizes and licences: `ppd fetch --profile {profile} --dry-run`");
+        }
     }
     Ok(Verdict::Done)
+}
+
+/// Where an estimate's costs come from.
+#[derive(Clone, Copy, PartialEq)]
+enum Probed {
+    /// The profile states them.
+    Stated,
+    /// A few steps were taken here.
+    Here(usize),
+    /// Nobody knows.
+    Unknown,
+}
+
+impl Probed {
+    fn how(self, global: &Global) -> String {
+        match self {
+            Self::Stated => format!("on {} threads, by the profile's costs", global.threads()),
+            Self::Here(1) => "on this device, by a probe of a few steps".into(),
+            Self::Here(workers) => format!("on {workers} threads here, by a probe of a few steps"),
+            Self::Unknown => "the profile states no cost, and a probe needs the files".into(),
+        }
+    }
+}
+
+/// What the plan will take, in seconds of this machine: by the profile's costs, or, where it states none and everything
+/// is here, by a probe.
+fn estimate(plan: &Plan, global: &Global) -> anyhow::Result<(Estimate, Probed)> {
+    let stated = plan.spec.profile.cost;
+    let (cost, probed, workers) = if stated.is_known() {
+        (stated, Probed::Stated, global.threads())
+    } else if plan.wanting.is_empty() && !plan.pending().is_empty() {
+        let compute = Compute::alone(global.device, global.threads())?;
+        let progress = progress(global)?;
+        let cost = Laboratory::new(plan, &compute).probe(&progress)?;
+        (cost, Probed::Here(compute.workers.count()), compute.workers.count())
+    } else {
+        (stated, Probed::Unknown, 1)
+    };
+    let mut estimate = plan.estimate(cost)?;
+    estimate.core_seconds = estimate.core_seconds.map(|seconds| seconds / workers as f64);
+    Ok((estimate, probed))
+}
+
+/// The paper's numbers that a method's row will stand beside.
+fn published(method: &Method) -> String {
+    method.paper.iter().map(|(reward, value)| format!("{reward} {value}")).collect::<Vec<_>>().join(", ")
 }
 
 fn training_state(plan: &Plan, key: Option<&str>) -> String {
@@ -108,7 +160,7 @@ fn training_state(plan: &Plan, key: Option<&str>) -> String {
     }
 }
 
-fn as_json(plan: &Plan, estimate: &Estimate, global: &Global) -> anyhow::Result<serde_json::Value> {
+fn as_json(plan: &Plan, estimate: &Estimate) -> anyhow::Result<serde_json::Value> {
     let mut cells = Vec::new();
     for cell in &plan.cells {
         cells.push(json!({
@@ -119,6 +171,7 @@ fn as_json(plan: &Plan, estimate: &Estimate, global: &Global) -> anyhow::Result<
             "rows": cell.rows,
             "rows_done": cell.rows_done()?,
             "complete": cell.is_complete(),
+            "published": cell.method.paper,
         }));
     }
     Ok(json!({
@@ -130,8 +183,9 @@ fn as_json(plan: &Plan, estimate: &Estimate, global: &Global) -> anyhow::Result<
             "trainings": estimate.trainings,
             "images": estimate.images,
             "bytes": estimate.bytes,
-            "seconds": estimate.core_seconds.map(|seconds| seconds / global.threads() as f64),
+            "seconds": estimate.core_seconds,
         },
+        "wanting": plan.wanting,
     }))
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::source::Problems;
-use super::{Conditioning, Labels, Method, Profile, Spec};
+use super::{Conditioning, Cost, Labels, Method, Profile, Spec};
 use crate::data::{Split, pick_a_pic, prompts, scores};
 use crate::error::{Error, Result};
 use crate::hub::{self, Hub};
@@ -120,6 +120,8 @@ pub struct Plan {
     pub folder: PathBuf,
     /// The cells: seed by seed, in each the methods in the file's order.
     pub cells: Vec<Cell>,
+    /// What is wanting before it can run; only an [`Spec::outline`] has any, and then its cells' ids are provisional.
+    pub wanting: Vec<String>,
 }
 
 /// What a plan will take, from the profile's costs.
@@ -157,12 +159,11 @@ impl Plan {
         self.spec.profile.data_in(&self.places.assets, name)
     }
 
-    /// What the cells still to run will take.
+    /// What the cells still to run will take at these costs.
     ///
     /// # Errors
     /// Where a record is corrupt.
-    pub fn estimate(&self) -> Result<Estimate> {
-        let cost = self.spec.profile.cost;
+    pub fn estimate(&self, cost: Cost) -> Result<Estimate> {
         let sample = &self.spec.sample;
         let branches = if sample.guidance_scale.get() > 1.0 { 2 } else { 1 };
         let mut trained = BTreeSet::new();
@@ -200,14 +201,36 @@ impl Spec {
         self.check(&mut problems);
         let digests = self.digests(places, &mut problems);
         problems.finish()?;
+        self.plan(places, &digests, Vec::new())
+    }
+
+    /// As [`Spec::resolve`], for looking only: files that are not here, or not as they should be, are listed in the plan.
+    ///
+    /// # Errors
+    /// Names that do not fit together, and too little room.
+    pub fn outline(&self, places: &Places) -> Result<Plan> {
+        let mut problems = Problems::default();
+        self.check(&mut problems);
+        problems.finish()?;
+        let mut wanting = Problems::default();
+        let digests = self.digests(places, &mut wanting);
+        self.plan(places, &digests, wanting.into_lines())
+    }
+
+    fn plan(
+        &self,
+        places: &Places,
+        digests: &BTreeMap<String, Digest>,
+        wanting: Vec<String>,
+    ) -> Result<Plan> {
         let folder = self.folder(&places.results);
         let mut cells = Vec::new();
         // A seed's methods stand together, so that a run that is stopped early has whole tables.
         for (index, &seed) in self.seeds.get().iter().enumerate() {
             for method in &self.methods {
                 match &method.objective {
-                    Some(_) => cells.push(self.cell(method, seed, &digests, &folder)),
-                    None if index == 0 => cells.push(self.cell(method, Seed::new(0), &digests, &folder)),
+                    Some(_) => cells.push(self.cell(method, seed, digests, &folder)),
+                    None if index == 0 => cells.push(self.cell(method, Seed::new(0), digests, &folder)),
                     None => {}
                 }
             }
@@ -215,8 +238,8 @@ impl Spec {
         let mut problems = Problems::default();
         former_records(&folder, &cells, &mut problems);
         problems.finish()?;
-        let plan = Plan { spec: self.clone(), places: places.clone(), folder, cells };
-        let needed = plan.estimate()?.bytes;
+        let plan = Plan { spec: self.clone(), places: places.clone(), folder, cells, wanting };
+        let needed = plan.estimate(Cost::default())?.bytes;
         for place in [&places.results, &places.cache] {
             if let Some(free) = free_bytes(place).filter(|&free| free < needed) {
                 return Err(Error::Spec(format!(
@@ -278,6 +301,10 @@ impl Spec {
         for name in [trains.then_some("pairs"), Some(self.data.prompts.name())].into_iter().flatten() {
             let Some(path) = problems.take(self.profile.data_in(&places.assets, name)) else { continue };
             let digest = present(&path, profile).and_then(|()| match name {
+                // What was fetched was checked against the lock: hundreds of gigabytes are not read again.
+                "pairs" if artefacts.contains_key(name) => {
+                    Ok(self.profile.locate(name, &Hub::from_env(hub::LOCK)?)?.digest())
+                }
                 "pairs" => pairs_digest(&path),
                 _ => self.prompts_digest(&path),
             });

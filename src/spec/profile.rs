@@ -193,3 +193,10 @@ pub struct Cost {
     /// Seconds to score one image by all rewards.
     pub score_seconds: Option<f64>,
 }
+
+impl Cost {
+    /// Whether all of it is stated.
+    pub fn is_known(&self) -> bool {
+        self.pair_seconds.is_some() && self.evaluation_seconds.is_some() && self.score_seconds.is_some()
+    }
+}

@@ -29,6 +29,11 @@ impl Problems {
         result.map_err(|error| self.push(error.to_string())).ok()
     }
 
+    /// All problems, a line each.
+    pub(super) fn into_lines(self) -> Vec<String> {
+        self.0
+    }
+
     /// All problems as one error.
     pub(super) fn finish(self) -> Result<()> {
         match self.0.len() {

@@ -265,7 +265,7 @@ fn seeds_and_labels_follow_the_request() {
     let root = with_assets();
     let plan = spec.resolve(&places(root.path())).unwrap();
     assert_eq!(plan.cells.len(), 1 + 7 * 2);
-    let estimate = plan.estimate().unwrap();
+    let estimate = plan.estimate(spec.profile.cost).unwrap();
     assert_eq!(estimate.trainings, 14);
     let cost = plan.spec.profile.cost;
     let (pairs, images) = ((14 * 3 * 6) as f64, estimate.images as f64);

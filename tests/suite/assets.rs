@@ -73,7 +73,7 @@ fn every_model_opens() {
             }
             "denoiser" => {
                 let codec = folder.with_file_name("codec").join("codec.safetensors");
-                Base::open(
+                Base::open_desk(
                     &folder.join("prior.safetensors"),
                     &codec,
                     candle_core::DType::F32,

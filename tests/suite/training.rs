@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use ppd::adapter;
-use ppd::base::Base;
+use ppd::base::{Base, Codec};
 use ppd::collective::{Alone, Simulated};
 use ppd::diffusion::{SamplerConfig, Schedule, TimestepRange, UnconditionalUser};
 use ppd::error::Error;
@@ -64,7 +64,7 @@ fn base() -> Base {
             schedule: Schedule::default(),
             device: Device::Cpu,
         },
-        codec: LatentCodec::new(&codec, frozen(&codec_weights)).unwrap(),
+        codec: Codec::Desk(LatentCodec::new(&codec, frozen(&codec_weights)).unwrap()),
     }
 }
 
