@@ -43,13 +43,14 @@ def set_user(unet, path, user):
 if __name__ == "__main__":
     import diffusers.schedulers.scheduling_ddpm_wuerstchen as scheduling
     from diffusers import StableCascadePriorPipeline
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file, save_file
 
     parser = argparse.ArgumentParser()
     for name in ("prior", "adapter", "user", "given", "trace"):
         parser.add_argument(name)
     parser.add_argument("--prompt", nargs="+")
     parser.add_argument("--guidance-scale", type=float, default=4.0)
+    parser.add_argument("--save", help="write diffusers' latents after each step here")
     arguments = parser.parse_args()
     given, trace = load_file(arguments.given), load_file(arguments.trace)
     pipe = StableCascadePriorPipeline.from_pretrained(arguments.prior)
@@ -75,3 +76,5 @@ if __name__ == "__main__":
         difference, effect = (with_user - ours)[step].abs().max(), (with_user - base)[step].abs().max()
         print(f"step {step}: largest difference to ppd {difference:.2e}; the user changed {effect:.2e}")
     print(f"largest difference {(with_user - ours).abs().max():.2e} of latents up to {ours.abs().max():.2f}")
+    if arguments.save:
+        save_file({"latents": with_user}, arguments.save)

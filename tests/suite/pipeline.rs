@@ -1,19 +1,25 @@
 //! `ppd generate --model` against diffusers' `StableCascadePriorPipeline` (tests/reference/golden_stage_c.py): every step
 //! of every run, from captions to latents, by a repository in the published layout.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::process::{Command, Output};
 
 use candle_core::{Device, Tensor};
+use ppd::adapter::Adapter;
+use ppd::checkpoint::save_adapter;
 use ppd::diffusion::guide_batch;
-use ppd::units::GuidanceScale;
+use ppd::models::stage_c::Config;
+use ppd::units::{GuidanceScale, Seed};
+use ppd::weights::Trainable;
+
+use crate::{decoder, seeded};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
 const PROMPTS: [&str; 2] = ["a red square on a wooden table", "Oil painting of a dog, 8k"];
 
 /// The layout of `stabilityai/stable-cascade-prior`, of tiny models.
-fn repository(root: &Path) {
+pub fn repository(root: &Path) {
     for (from, to) in [
         ("stage_c/config.json", "prior/config.json"),
         ("stage_c/prior.safetensors", "prior/diffusion_pytorch_model.safetensors"),
@@ -103,6 +109,113 @@ fn every_step_equals_the_reference_pipeline() {
         }
         let end = &safetensors(root.path().join("out/latents.safetensors"))["latents"];
         assert!(relative(end, at("image_embeddings".into())) < 1e-4, "{run}");
+    }
+}
+
+/// An adapter as training saves it, its numbers drawn from the tensors' names.
+fn adapter(path: &Path) {
+    let config: Config =
+        serde_json::from_str(&std::fs::read_to_string(format!("{FIXTURES}/stage_c/config.json")).unwrap())
+            .unwrap();
+    let sizes = ppd::adapter::Config {
+        user_width: 3,
+        num_tokens: 4,
+        token_width: 6,
+        projector_bias: true,
+        projector_std: 1.0,
+    };
+    let trainable = Trainable::new(Seed::new(7));
+    let adapter = Adapter::new(sizes, &config.attention_blocks(), trainable.builder(&Device::Cpu)).unwrap();
+    let tensors = trainable.tensors().into_iter().map(|(name, tensor)| {
+        let drawn = seeded::tensor(&name, tensor.dims(), 0.6, 0.0);
+        (name, drawn)
+    });
+    save_adapter(path, &adapter, &tensors.collect(), &BTreeMap::new()).unwrap();
+}
+
+#[test]
+fn a_saved_adapter_gives_in_diffusers_what_it_gives_here() {
+    let root = tempfile::tempdir().unwrap();
+    repository(&root.path().join("repo"));
+    let file = |name: &str| root.path().join(name).to_str().unwrap().to_owned();
+    adapter(Path::new(&file("adapter.safetensors")));
+    let drawn = |name: &str, shape: &[usize]| seeded::tensor(name, shape, 1.7, 0.0);
+    let given = HashMap::from([
+        ("init".to_owned(), drawn("adapter.init", &[2, 16, 6, 5])),
+        ("noise".to_owned(), drawn("adapter.noise", &[2, 2, 16, 6, 5])),
+    ]);
+    candle_core::safetensors::save(&given, file("in.safetensors")).unwrap();
+    let output = generate(
+        root.path(),
+        &[
+            ["--latents", &file("in.safetensors")],
+            ["--trace", &file("trace.safetensors")],
+            ["--adapter", &file("adapter.safetensors")],
+            ["--user", "0.5,0.2,0.3"],
+            ["--num-steps", "3"],
+        ]
+        .concat(),
+    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let traced = safetensors(file("trace.safetensors"))["latents"].clone();
+    // tests/reference/user_adapter.py read that very adapter.
+    let expected = safetensors(format!("{FIXTURES}/adapter/diffusers.safetensors"))["latents"].clone();
+    for step in 0..3 {
+        let difference = relative(&traced.get(step + 1).unwrap(), &expected.get(step).unwrap());
+        assert!(difference < 1e-4, "step {step}: {difference}");
+    }
+}
+
+#[test]
+fn a_decoder_and_a_previewer_make_pictures_of_the_latents() {
+    let root = tempfile::tempdir().unwrap();
+    repository(&root.path().join("repo"));
+    decoder::repository(&root.path().join("decoder"));
+    let previewer = root.path().join("previewer.safetensors");
+    seeded::write(format!("{FIXTURES}/decoder/previewer/tensors.json"), &previewer);
+    let folder = root.path().join("out");
+    let run = |arguments: &[&str], prompts: usize| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ppd"));
+        command.args(["generate", "--quiet", "--device", "cpu", "--threads", "1", "--seed", "5"]);
+        command.args(["--num-steps", "1", "--height", "40", "--width", "120", "--out"]).arg(&folder);
+        command.arg("--model").arg(root.path().join("repo"));
+        for prompt in &PROMPTS[..prompts] {
+            command.args(["--prompt", prompt]);
+        }
+        command.args(arguments).output().unwrap()
+    };
+    let picture = |name: &str| ppd::image::read(folder.join(name)).unwrap();
+    let (decoder, previewer) = (root.path().join("decoder"), previewer.to_str().unwrap());
+    let decoder = ["--decoder", decoder.to_str().unwrap(), "--decoder-steps", "2"];
+
+    let output = run(&decoder, 2);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let list = ppd::data::images::read(&folder).unwrap();
+    let described: Vec<_> = list.iter().map(|(_, entry)| (entry.prompt.as_str(), entry.noise_seed)).collect();
+    assert_eq!(described, [(PROMPTS[0], 5), (PROMPTS[1], 5)]);
+    assert_eq!(safetensors(folder.join("latents.safetensors"))["latents"].dims(), [2, 16, 1, 3]);
+    let first = picture("00000.png");
+    assert_eq!((first.width(), first.height()), (128, 40));
+    assert_ne!(first, picture("00001.png"));
+    assert!(run(&decoder, 1).status.success());
+    assert_eq!(picture("00000.png"), first, "alone as beside another");
+    assert!(run(&[&decoder[..], &["--decoder-guidance-scale", "1.5"]].concat(), 1).status.success());
+    assert_ne!(picture("00000.png"), first);
+
+    assert!(run(&["--previewer", previewer], 1).status.success());
+    assert_eq!((picture("00000.png").width(), picture("00000.png").height()), (24, 8));
+
+    std::fs::remove_dir_all(&folder).unwrap();
+    for (arguments, expected) in [
+        (vec!["--decoder", "nowhere"], "stage_b.safetensors"),
+        (vec!["--previewer", "nowhere.safetensors"], "nowhere.safetensors"),
+        (vec![&decoder[..], &["--previewer", previewer]].concat(), "cannot be used with"),
+        (vec!["--decoder", decoder[1], "--decoder-steps", "0"], "--decoder-steps 0"),
+    ] {
+        let output = run(&arguments, 1);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(expected), "{said}");
+        assert!(!folder.exists(), "refused before anything was made");
     }
 }
 

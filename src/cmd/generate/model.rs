@@ -136,25 +136,27 @@ pub(super) fn run(
             progress.check()
         },
     )?;
-    drop(progress);
+    let mut written = Vec::new();
     if let Some(path) = &arguments.trace {
         latents.push(end.clone());
         let tensors = [("latents", Tensor::stack(&latents, 0)?), ("epsilon", Tensor::stack(&epsilon, 0)?)];
         write(path, tensors)?;
-        terminal::say(global.quiet, &format!("every step in {}", path.display()));
+        written.push(format!("every step in {}", path.display()));
     }
     std::fs::create_dir_all(out).map_err(Error::io("create", out))?;
     let path = out.join("latents.safetensors");
     write(&path, [("latents", end.clone())])?;
-    terminal::say(global.quiet, &format!("latents of {} images in {}", prompts.len(), path.display()));
+    written.push(format!("latents of {} images in {}", prompts.len(), path.display()));
     if let Some(maker) = maker {
         // The decoder takes the prior's room.
         drop((prior, user));
         let negative = if arguments.negative.is_empty() { &[] } else { &negative[..] };
         let captions = Captions { prompts: &prompts, negative, user: name, seed: arguments.seed };
-        let count = maker.write(&end, &captions, out, dtype, global)?;
-        terminal::say(global.quiet, &format!("{count} images in {}", out.display()));
+        let count = maker.write(&end, &captions, out, dtype, &progress)?;
+        written.push(format!("{count} images in {}", out.display()));
     }
+    drop(progress);
+    written.iter().for_each(|line| terminal::say(global.quiet, line));
     Ok(Verdict::Done)
 }
 

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::super::{Global, progress};
 use crate::data::images;
 use crate::decoder::{self, Decoding};
 use crate::error::{Error, Result};
 use crate::models::previewer::Previewer;
 use crate::pixels::Image;
+use crate::progress::Progress;
 use crate::units::{GuidanceScale, Seed};
 
 /// How latents become pictures.
@@ -74,9 +74,9 @@ impl Maker {
         captions: &Captions,
         out: &Path,
         dtype: DType,
-        global: &Global,
-    ) -> anyhow::Result<usize> {
-        let pictures = self.make(latents, captions, dtype, global)?;
+        progress: &Progress,
+    ) -> Result<usize> {
+        let pictures = self.make(latents, captions, dtype, progress)?;
         let entry = |(i, prompt): (usize, &String)| images::Entry {
             file: format!("{i:05}.png"),
             prompt: prompt.clone(),
@@ -93,21 +93,20 @@ impl Maker {
         latents: &Tensor,
         captions: &Captions,
         dtype: DType,
-        global: &Global,
-    ) -> anyhow::Result<Vec<Image>> {
+        progress: &Progress,
+    ) -> Result<Vec<Image>> {
         let (files, decoding) = match self {
-            Self::Previewer(previewer) => return Ok(decoder::preview(previewer, latents)?),
+            Self::Previewer(previewer) => return decoder::preview(previewer, latents),
             Self::Decoder(files, decoding) => (files, decoding),
         };
         let decoder = files.open(dtype, latents.device())?;
-        let progress = progress(global)?;
         progress.begin("decode", captions.prompts.len());
         let Captions { prompts, negative, seed, .. } = *captions;
         let seeds: Vec<_> = (0..prompts.len() as u64).map(|index| (Seed::new(seed), index)).collect();
         let task = decoder::Task { embeddings: latents, prompts, negative };
-        Ok(decoder.images(&task, decoding, &seeds, || {
+        decoder.images(&task, decoding, &seeds, || {
             progress.advance(1);
             progress.check()
-        })?)
+        })
     }
 }
