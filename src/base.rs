@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::decoder::{self, Decoder, Decoding};
+use crate::decoder::{self, Decoder, Decoding, Files};
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::models::latent_codec::{self, LatentCodec};
@@ -59,7 +59,7 @@ pub struct Pictures {
 pub struct CascadeFiles {
     /// The prior's repository, or one of Stability's files.
     pub prior: PathBuf,
-    /// The decoder's repository.
+    /// The decoder's repository; its text encoder is the prior's.
     pub decoder: PathBuf,
     /// `effnet_encoder.safetensors`.
     pub encoder: PathBuf,
@@ -87,11 +87,11 @@ impl Base {
         device: &Device,
     ) -> Result<Self> {
         let encoder = Encoder::open(&files.encoder, device)?;
-        let decoder = Decoder::open_repository(&files.decoder, dtype, device)?;
-        Ok(Self {
-            prior: Prior::open_repository(&files.prior, dtype, device)?,
-            codec: Codec::Cascade(Box::new(Cascade { encoder, decoder, pictures })),
-        })
+        let prior = Prior::open_repository(&files.prior, dtype, device)?;
+        // Both stages are conditioned by one text encoder.
+        let (text, tokenizer) = (prior.text.clone(), prior.tokenizer.clone());
+        let decoder = Files::find_without_text(&files.decoder)?.open_with(text, tokenizer, dtype, device)?;
+        Ok(Self { prior, codec: Codec::Cascade(Box::new(Cascade { encoder, decoder, pictures })) })
     }
 
     /// Height and width of the latents of the images that are made.

@@ -11,9 +11,11 @@ pub struct Files {
     /// Whether the denoiser is one of Stability's files.
     stability: bool,
     autoencoder: PathBuf,
-    text_encoder: PathBuf,
     folder: PathBuf,
 }
+
+/// The names of a text encoder's weights.
+const TEXT_ENCODER: [&str; 2] = ["model.safetensors", "model.bf16.safetensors"];
 
 /// The names of weights in one of diffusers' folders, in the order of preference.
 const DIFFUSERS: [&str; 2] =
@@ -33,6 +35,17 @@ impl Files {
     /// # Errors
     /// Where one is missing, naming those that were looked for.
     pub fn find(path: &Path) -> Result<Self> {
+        let found = Self::find_without_text(path)?;
+        first_there(&found.folder.join("text_encoder"), &TEXT_ENCODER)?;
+        first_there(&found.folder.join("tokenizer"), &["tokenizer.json"])?;
+        Ok(found)
+    }
+
+    /// Finds the files of the networks alone: text encoder and tokenizer are a prior's, see [`Files::open_with`].
+    ///
+    /// # Errors
+    /// Where one is missing, naming those that were looked for.
+    pub fn find_without_text(path: &Path) -> Result<Self> {
         let parent = |path: &Path| match path.parent() {
             Some(parent) if parent != Path::new("") => parent.to_path_buf(),
             _ => PathBuf::from("."),
@@ -54,10 +67,7 @@ impl Files {
         let within = DIFFUSERS.map(|name| format!("vqgan/{name}"));
         let mut names: Vec<&str> = within.iter().map(String::as_str).collect();
         names.insert(if stability { 0 } else { names.len() }, STAGE_A);
-        let text_encoder =
-            first_there(&folder.join("text_encoder"), &["model.safetensors", "model.bf16.safetensors"])?;
-        first_there(&folder.join("tokenizer"), &["tokenizer.json"])?;
-        Ok(Self { autoencoder: first_there(&folder, &names)?, denoiser, stability, text_encoder, folder })
+        Ok(Self { autoencoder: first_there(&folder, &names)?, denoiser, stability, folder })
     }
 
     /// Loads them. The denoiser computes in `dtype`, the rest in single precision.
@@ -65,15 +75,30 @@ impl Files {
     /// # Errors
     /// Where a file is damaged, belongs to another config, or the device has no room for it.
     pub fn open(&self, dtype: DType, device: &Device) -> Result<Decoder> {
-        let config: TextConfig = read_config(&self.text_encoder.with_file_name("config.json"))?;
-        let text = Weights::open(&self.text_encoder)?.builder(DType::F32, device);
+        let text_encoder = first_there(&self.folder.join("text_encoder"), &TEXT_ENCODER)?;
+        let config: TextConfig = read_config(&text_encoder.with_file_name("config.json"))?;
+        let text = Weights::open(&text_encoder)?.builder(DType::F32, device);
         let tokenizer = open_tokenizer(&self.folder.join("tokenizer"), config.max_position_embeddings)?;
+        self.open_with(TextTower::new(&config, text)?, tokenizer, dtype, device)
+    }
+
+    /// Loads the networks, to be conditioned by a text encoder that is open already: a prior's is the same.
+    ///
+    /// # Errors
+    /// Where a file is damaged, belongs to another config, or the device has no room for it.
+    pub fn open_with(
+        &self,
+        text: TextTower,
+        tokenizer: Tokenizer,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Decoder> {
         let pipeline: Pipeline = read_where_there(&self.folder.join("model_index.json"))?;
         let scheduler: SchedulerConfig =
             read_where_there(&self.folder.join("scheduler/scheduler_config.json"))?;
         Ok(Decoder {
             denoiser: self.open_denoiser(dtype, device)?,
-            text: TextTower::new(&config, text)?,
+            text,
             tokenizer,
             autoencoder: self.open_autoencoder(device)?,
             schedule: Schedule::Cosine { offset: scheduler.s, scaler: scheduler.scaler },

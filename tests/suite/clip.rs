@@ -5,6 +5,8 @@ use ppd::models::clip::{Clip, Config, OpenClipConfig, TextTower, VisionTower};
 use ppd::models::tokenizer::{Tokenizer, Tokens};
 use ppd::weights::{Trainable, Weights};
 
+use crate::seeded;
+
 /// Embeddings are of scale 1 to 10 after three blocks of single-precision sums of up to 192 terms: relative to the
 /// largest entry, the reference itself moves by about 1e-6 between library versions; 1e-5 leaves room for another
 /// order of summation.
@@ -18,9 +20,18 @@ fn json<T: serde::de::DeserializeOwned>(name: &str) -> T {
     serde_json::from_str(&std::fs::read_to_string(path(name)).unwrap()).unwrap()
 }
 
-/// The pictures that both models in Hugging Face's layout were shown.
-fn hf_pixels() -> Tensor {
-    read(&Weights::open(path("hf_pixel_values.safetensors")).unwrap(), "pixel_values")
+/// The checkpoint of a fixture's seeded tensors.
+fn checkpoint(name: &str) -> Weights {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("model.safetensors");
+    seeded::write(path(&format!("{name}/tensors.json")), &file);
+    // An open file outlives its folder.
+    Weights::open(file).unwrap()
+}
+
+/// The pictures that a fixture's models were shown.
+fn pixels(count: usize) -> Tensor {
+    seeded::tensor("pixel_values", &[count, 3, 56, 56], 1.7, 0.0)
 }
 
 fn read(file: &Weights, name: &str) -> Tensor {
@@ -58,10 +69,10 @@ fn the_hugging_face_layout_equals_transformers() {
     for name in ["hf_clip_gelu_pickscore", "hf_clip_quickgelu_openai"] {
         let golden = Weights::open(path(&format!("{name}/golden.safetensors"))).unwrap();
         // One model under either activation.
-        let weights = Weights::open(path("hf_clip_gelu_pickscore/model.safetensors")).unwrap();
+        let weights = checkpoint("hf_clip_gelu_pickscore");
         let config: Config = json(&format!("{name}/config.json"));
         let clip = Clip::new(&config, weights.builder(DType::F32, &Device::Cpu)).unwrap();
-        let (pixels, tokens) = (hf_pixels(), tokens(&golden));
+        let (pixels, tokens) = (pixels(4), tokens(&golden));
         close(&clip.vision.embeddings(&pixels).unwrap(), &read(&golden, "image_features"), name);
         close(&clip.text.embeddings(&tokens).unwrap(), &read(&golden, "text_features"), name);
         let (images, texts) = (clip.image_features(&pixels).unwrap(), clip.text_features(&tokens).unwrap());
@@ -75,12 +86,12 @@ fn the_hugging_face_layout_equals_transformers() {
 }
 
 #[test]
-fn the_open_clip_layout_equals_open_clip_from_a_pytorch_file() {
+fn the_open_clip_layout_equals_open_clip() {
     let golden = Weights::open(path("open_clip_gelu/golden.safetensors")).unwrap();
-    let weights = Weights::open(path("open_clip_gelu/open_clip_pytorch_model.bin")).unwrap();
+    let weights = checkpoint("open_clip_gelu");
     let config: Config = json::<OpenClipConfig>("open_clip_gelu/open_clip_config.json").into();
     let clip = Clip::new(&config, weights.builder(DType::F32, &Device::Cpu)).unwrap();
-    let pixels = read(&golden, "pixel_values");
+    let pixels = pixels(3);
     let states = clip.vision.hidden_states(&pixels).unwrap();
     close(&states[0], &read(&golden, "vis.after_ln_pre"), "after ln_pre");
     close(&states[1], &read(&golden, "vis.after_block0"), "after the first block");
@@ -149,11 +160,11 @@ fn the_tokenizer_equals_transformers_fast_one() {
 #[test]
 fn every_variable_of_a_trained_clip_gets_a_gradient() {
     let golden = Weights::open(path("hf_clip_gelu_pickscore/golden.safetensors")).unwrap();
-    let weights = Weights::open(path("hf_clip_gelu_pickscore/model.safetensors")).unwrap();
+    let weights = checkpoint("hf_clip_gelu_pickscore");
     let config: Config = json("hf_clip_gelu_pickscore/config.json");
     let trainable = Trainable::from_weights(weights.clone());
     let clip = Clip::new(&config, trainable.builder(&Device::Cpu)).unwrap();
-    let pixels = hf_pixels().narrow(0, 0, 3).unwrap();
+    let pixels = pixels(3);
     let (images, texts) =
         (clip.image_features(&pixels).unwrap(), clip.text_features(&tokens(&golden)).unwrap());
     let logits = texts.matmul(&images.t().unwrap()).unwrap();
