@@ -159,8 +159,15 @@ impl LlavaOnevision {
             .reshape((down, across, side, side, width))?
             .permute((0, 2, 1, 3, 4))?
             .reshape((down * side, across * side, width))?; // (H, W, D)
-        let xs = part(&part(&xs, 0, &grid.rows)?, 1, &grid.columns)?;
         let (rows, columns) = grid.shape;
+        // Of a sliver no feature of the tiles shows anything but padding.
+        if rows == 0 {
+            return Ok(whole);
+        }
+        if columns == 0 {
+            return Ok(Tensor::cat(&[vec![&whole], vec![&newline; rows]].concat(), 0)?);
+        }
+        let xs = part(&part(&xs, 0, &grid.rows)?, 1, &grid.columns)?;
         let xs = interpolated(&interpolated(&xs, 0, rows)?, 1, columns)?;
         let newlines = newline.unsqueeze(0)?.broadcast_as((rows, 1, width))?;
         let lines = Tensor::cat(&[&xs, &newlines.contiguous()?], 1)?.flatten_to(1)?; // (rows·(columns + 1), D)

@@ -340,6 +340,12 @@ fn what_does_not_fit_is_refused_with_the_way_out() {
     }
     let empty = vlm.input("<image>", &[Image::new(0, 4, vec![])], Layout::Anyres).unwrap_err().to_string();
     assert!(empty.contains("image 1") && empty.contains("0×4"), "{empty}");
+    // Slivers are seen, with whatever features they have.
+    for (width, height) in [(60, 1), (1, 60)] {
+        let sliver = Image::new(width, height, vec![90; 180]);
+        let input = vlm.input("<image> a", &[sliver], Layout::Anyres).unwrap();
+        vlm.model.forward(&[input], Keep::None).unwrap();
+    }
     let input = vlm.input(&"word ".repeat(5000), &[], Layout::Anyres).unwrap();
     let long = vlm.model.generate(&[input], &vlm.greedy(4), &mut [], |_| Ok(())).unwrap_err().to_string();
     assert!(long.contains("max_position_embeddings") && long.contains("4096"), "{long}");

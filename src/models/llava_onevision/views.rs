@@ -220,10 +220,10 @@ impl ImageProcessor {
             true => (fewer(rows.len()), fewer(columns.len())),
             false => (rows.len(), columns.len()),
         };
-        if shape.0 == 0 || shape.1 == 0 {
+        if ratio > 1.1 && (shape.0 == 0 || shape.1 == 0) {
             return Err(Error::Shape(format!(
-                "an image of {width}×{height} pixels is too narrow to be tiled: not one row or column of features shows it; \
-                 crop it, or use the layout base-only"
+                "an image of {width}×{height} pixels is too narrow to be tiled: not one row or column of features is left \
+                 of it; crop it, or use the layout base-only"
             )));
         }
         Ok(Grid { tiles, rows, columns, shape })
@@ -293,13 +293,23 @@ mod tests {
     }
 
     #[test]
-    fn images_without_pixels_and_slivers_are_refused() {
+    fn images_without_pixels_are_refused() {
         let processor = true_size();
         for layout in Layout::ALL {
             let message = processor.views(&Image::new(0, 7, vec![]), layout).unwrap_err().to_string();
             assert!(message.contains("0×7"), "{message}");
         }
-        let message = processor.views(&grey(9000, 1), Layout::Anyres).unwrap_err().to_string();
-        assert!(message.contains("9000×1") && message.contains("base-only"), "{message}");
+    }
+
+    #[test]
+    fn a_sliver_may_have_no_features_but_those_of_the_whole() {
+        let mut config = Config::default();
+        config.vision_config.image_size = 384;
+        config.vision_config.patch_size = 16;
+        let processor = ImageProcessor::new(&ProcessorConfig::default(), &config).unwrap();
+        let features =
+            |width, height| processor.views(&grey(width, height), Layout::Anyres).unwrap().features();
+        // As the reference has it: of no rows nothing, of no columns the newlines of the rows.
+        assert_eq!((features(9000, 1), features(1, 9000)), (576, 576 + 24));
     }
 }
