@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use super::{Global, Verdict, progress, terminal};
-use crate::data::Split;
 use crate::data::census::{Census, Counts, Disagreement, Policy, Words};
 use crate::data::few_shot::{self, Groups};
 use crate::data::pairs::Store;
 use crate::data::splits::{self, Part, Row, Splits};
+use crate::data::{Preference, Split};
 use crate::units::Seed;
 
 /// What the command takes besides the options of every command.
@@ -61,8 +61,8 @@ Examples:
   ppd data inspect my-pairs --shots 4 --targets 1 --json
   ppd data inspect pairs.tar --unwanted-words words.txt";
 
-/// How often progress is told.
-const TOLD_EVERY: usize = 1000;
+/// Pairs that are looked at together.
+const TOGETHER: usize = 64;
 
 fn part(text: &str) -> Result<Split, String> {
     Split::ALL.iter().copied().find(|split| split.name() == text).ok_or_else(|| {
@@ -93,19 +93,20 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     let progress = progress(global)?;
     progress.begin("read", 0);
     let (mut rows, mut users) = (Vec::new(), Vec::new());
-    let mut read = 0;
-    store.each(arguments.decode, &mut |pair| {
-        if let Some(pair) = census.admit(pair, &arguments.path) {
+    let mut waiting = Vec::with_capacity(TOGETHER);
+    let mut take = |waiting: &mut Vec<Preference>| {
+        progress.advance(waiting.len());
+        for pair in census.admit_all(std::mem::take(waiting), &arguments.path) {
             rows.push(Row::of(&pair));
             users.push(pair.user_id);
         }
-        read += 1;
-        if read % TOLD_EVERY == 0 {
-            progress.advance(TOLD_EVERY);
-            progress.check()?;
-        }
-        Ok(())
+        progress.check()
+    };
+    store.each(arguments.decode, &mut |pair| {
+        waiting.push(pair);
+        if waiting.len() == TOGETHER { take(&mut waiting) } else { Ok(()) }
     })?;
+    take(&mut waiting)?;
     drop(progress);
     let seed = Seed::new(arguments.seed);
     let config = splits::Config {

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -164,6 +165,9 @@ pub struct Counts {
     pub has_label_false: u64,
 }
 
+/// A pair that is used, and whether its label and name disagree; or why it is not.
+type Judged = std::result::Result<(Preference, bool), Reason>;
+
 /// Asks pair after pair whether it is used. It remembers 24 bytes of each, to find duplicates.
 #[derive(Debug)]
 pub struct Census {
@@ -182,10 +186,16 @@ impl Census {
 
     /// The pair where it is used; else it is counted under its reason. `origin` names the data set in messages.
     pub fn admit(&mut self, pair: Preference, origin: &Path) -> Option<Preference> {
+        let judged = self.judge(pair, origin);
+        self.count(judged)
+    }
+
+    fn count(&mut self, judged: Judged) -> Option<Preference> {
         self.counts.read += 1;
-        match self.judge(pair, origin) {
-            Ok(pair) => {
+        match judged {
+            Ok((pair, settled)) => {
                 self.counts.kept += 1;
+                self.counts.settled += u64::from(settled);
                 self.counts.without_user += u64::from(pair.user_id.is_none());
                 self.counts.without_image_uid += u64::from(pair.image_uids.iter().any(Option::is_none));
                 self.counts.has_label_false += u64::from(pair.has_label == Some(false));
@@ -198,12 +208,28 @@ impl Census {
         }
     }
 
+    /// The same of several pairs, whose pictures are decoded on all cores.
+    pub fn admit_all(&mut self, pairs: Vec<Preference>, origin: &Path) -> Vec<Preference> {
+        let whole = |pair: &Preference| (0..2).all(|side| pair.image(side, origin).is_ok());
+        let decode = std::mem::take(&mut self.policy.decode);
+        let judged: Vec<_> = pairs.into_iter().map(|pair| self.judge(pair, origin)).collect();
+        self.policy.decode = decode;
+        let judged: Vec<_> = judged
+            .into_par_iter()
+            .map(|judged| match judged {
+                Ok((pair, _)) if decode && !whole(&pair) => Err(Reason::BrokenPicture),
+                judged => judged,
+            })
+            .collect();
+        judged.into_iter().filter_map(|judged| self.count(judged)).collect()
+    }
+
     /// What became of all pairs so far.
     pub fn counts(&self) -> &Counts {
         &self.counts
     }
 
-    fn judge(&mut self, mut pair: Preference, origin: &Path) -> std::result::Result<Preference, Reason> {
+    fn judge(&mut self, mut pair: Preference, origin: &Path) -> Judged {
         if pair.caption.trim().is_empty() {
             return Err(Reason::NoCaption);
         }
@@ -211,6 +237,7 @@ impl Census {
         if (label[0] + label[1] - 1.0).abs() > 1e-6 {
             return Err(Reason::OddLabel);
         }
+        let mut settled = false;
         let mut chosen = Choice::by_score(label).side().ok_or(Reason::Tie)?;
         let same = matches!((&pair.image_uids[0], &pair.image_uids[1]), (Some(a), Some(b)) if a == b);
         if pair.are_different == Some(false) || same {
@@ -231,7 +258,7 @@ impl Census {
                     }
                     _ => return Err(Reason::Swapped),
                 }
-                self.counts.settled += 1;
+                settled = true;
             }
         }
         if let Some((key, first)) = comparison(&pair, chosen)
@@ -248,7 +275,7 @@ impl Census {
         if self.policy.decode && (0..2).any(|side| pair.image(side, origin).is_err()) {
             return Err(Reason::BrokenPicture);
         }
-        Ok(pair)
+        Ok((pair, settled))
     }
 }
 
@@ -335,10 +362,13 @@ mod tests {
         ];
         let policy =
             Policy { unwanted: Some(Words::read(&list).unwrap()), decode: true, ..Policy::default() };
+        let mut together = Census::new(policy.clone());
+        let mut all = Vec::new();
         let mut census = Census::new(policy);
         let mut expected = Counts { left_out: census.counts().left_out.clone(), ..Counts::default() };
         for (pair, reason) in cases {
             let pair = if pair.images.is_some() { pair } else { with(pair, whole.clone()) };
+            all.push(pair.clone());
             let kept = census.admit(pair.clone(), Path::new("x"));
             assert_eq!(kept.is_none(), reason.is_some(), "{pair:?}");
             expected.read += 1;
@@ -348,6 +378,8 @@ mod tests {
             }
         }
         assert_eq!(*census.counts(), expected);
+        assert_eq!(together.admit_all(all, Path::new("x")).len() as u64, expected.kept);
+        assert_eq!(*together.counts(), expected);
         assert_eq!(expected.kept + expected.left_out.values().sum::<u64>(), expected.read);
         assert!(expected.left_out.values().all(|count| *count > 0), "every reason occurs");
     }

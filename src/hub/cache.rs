@@ -23,6 +23,8 @@ const UNVERSIONED: &str = "unversioned";
 #[derive(Debug)]
 pub(super) struct Shelf {
     repository: CacheRepo,
+    /// Where the commit of its revision is noted.
+    reference: PathBuf,
 }
 
 /// The repository as the crate names it.
@@ -41,7 +43,8 @@ impl Hub {
             }
             kind => self.cache.repo(repository(kind, &artefact.repository, &artefact.revision)),
         };
-        Shelf { repository }
+        let reference = repository.blob_path("").join("../refs").join(&artefact.revision);
+        Shelf { repository, reference }
     }
 }
 
@@ -69,7 +72,10 @@ impl Shelf {
             std::fs::remove_file(&path).map_err(Error::io("replace", &path))?;
         }
         link(&self.from(file, target), target, &path).map_err(Error::io("create", &path))?;
-        if let Some(commit) = commit {
+        // Where other tools have noted the revision already, it is theirs to move.
+        if let Some(commit) = commit
+            && !self.reference.exists()
+        {
             self.repository.create_ref(commit).map_err(Error::io("write", &path))?;
         }
         Ok(path)

@@ -95,11 +95,11 @@ struct Large {
 }
 
 impl Sibling {
-    /// Fills in what a server without HEAD did not say.
-    pub(super) fn complete(&self, head: &mut Head) {
+    /// What the repository's description says of the file: of large files all there is.
+    pub(super) fn head(&self) -> Head {
         let sha256 = self.lfs.as_ref().and_then(|large| large.sha256.clone());
-        head.bytes = head.bytes.or(self.size);
-        head.sha256 = head.sha256.take().or_else(|| Digest::try_from(sha256?).ok());
+        let sha256 = sha256.and_then(|digest| Digest::try_from(digest).ok());
+        Head { tag: sha256.as_ref().map(|digest| digest.hex().to_owned()), bytes: self.size, sha256 }
     }
 }
 
@@ -111,6 +111,22 @@ pub(super) struct Head {
     pub(super) bytes: Option<u64>,
     /// The digest, where the Hub says it.
     pub(super) sha256: Option<Digest>,
+}
+
+impl Head {
+    /// Whether there is no need to ask further.
+    pub(super) fn is_complete(&self) -> bool {
+        self.tag.is_some() && self.bytes.is_some() && self.sha256.is_some()
+    }
+
+    /// This, or where it says nothing, `other`.
+    pub(super) fn or(self, other: Self) -> Self {
+        Self {
+            tag: self.tag.or(other.tag),
+            bytes: self.bytes.or(other.bytes),
+            sha256: self.sha256.or(other.sha256),
+        }
+    }
 }
 
 /// Speaks to servers. The token goes to the Hub's endpoint alone.

@@ -242,5 +242,6 @@ fn eight_times_the_rows_take_no_more_memory() {
     };
     // 12.8 MB of pictures, then 102 MB: the peak may move by an allocator's whim, not by the data.
     let (few, many) = (measured(1), measured(8));
+    println!("peaks: {few:.1} and {many:.1} MiB");
     assert!(many < few + 8.0, "{few:.1} MiB for 160 pairs, {many:.1} MiB for 1280");
 }

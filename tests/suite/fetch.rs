@@ -445,4 +445,16 @@ fn the_papers_profile_names_every_artefact() {
         .output()
         .unwrap();
     assert!(said(0, &output).contains("nothing to fetch"));
+    // A study says all that is not here, each with the command that fetches it.
+    let output = Command::new(env!("CARGO_BIN_EXE_ppd"))
+        .current_dir(root.path())
+        .args(["reproduce", "table1", "--profile", "paper", "--dry-run"])
+        .env("HF_HOME", root.path())
+        .output()
+        .unwrap();
+    let said = said(2, &output);
+    for name in ["denoiser", "text-encoder", "clip", "aesthetic", "hps", "pairs", "test"] {
+        assert!(said.contains(&format!("ppd fetch --profile paper --only {name}`")), "{name}: {said}");
+    }
+    assert!(!said.contains("image-reward"), "{said}");
 }

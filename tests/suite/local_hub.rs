@@ -271,7 +271,8 @@ fn route(request: &Request, state: &mut State) -> Answer {
         return Answer::error("404 Not Found", "RepoNotFound");
     };
     let bearer = request.headers.get("authorization").map(String::as_str);
-    if kept.gated && bearer != Some(&format!("Bearer {TOKEN}")) {
+    // A gated repository's description is everybody's to read.
+    if kept.gated && rest.first() == Some(&"resolve") && bearer != Some(&format!("Bearer {TOKEN}")) {
         let status = if bearer.is_none() { "401 Unauthorized" } else { "403 Forbidden" };
         return Answer::error(status, "GatedRepo");
     }
