@@ -7,7 +7,7 @@
 //! ```text
 //! ground        error units pixels progress rng stats        plain values: no tensor, no file, no clock
 //! first floor   nn models diffusion objective reward adapter scenes      mathematics
-//! second floor  weights prior base image data record checkpoint provenance      bytes and values
+//! second floor  weights prior base reward_checkpoint image data record checkpoint provenance      bytes and values
 //! third floor   spec train pretrain collective generate evaluate launch      the work
 //! side wing     report                                        reading only, no tensor
 //! roof          cmd                                           prints, parses, exits
@@ -38,6 +38,7 @@ pub mod image;
 pub mod prior;
 pub mod provenance;
 pub mod record;
+pub mod reward_checkpoint;
 pub mod weights;
 
 pub mod collective;

@@ -1,7 +1,9 @@
 //! A picture as plain values: eight-bit RGB, row by row. Reading and writing files is `image`'s business.
 
+mod planes;
 mod resize;
 
+pub use planes::Planes;
 pub use resize::Filter;
 
 /// An RGB picture, `height × width × 3` bytes, rows from top to bottom.

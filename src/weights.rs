@@ -11,7 +11,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use candle_core::pickle::PthTensors;
 use candle_core::{DType, Device, Shape, Tensor, Var};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
@@ -23,6 +22,8 @@ use crate::error::{Error, Result, nearest};
 use crate::rng;
 use crate::units::{Digest, Seed};
 
+mod machine;
+mod pickle;
 mod relaid;
 
 /// One open weight file; cheap to clone.
@@ -41,8 +42,8 @@ struct Opened {
 enum Source {
     /// The mapped file, where its tensor data starts, and what the header says of each tensor.
     Safetensors { map: Mmap, data_start: usize, index: BTreeMap<String, Stored> },
-    /// PyTorch's zip of pickled tensors.
-    Pickle(PthTensors),
+    /// PyTorch's zip of pickled tensors, which are read without running anything.
+    Pickle(pickle::Archive),
 }
 
 /// The header's entry in which a file names, as a [`Beneath`], the file that it was tuned from.
@@ -109,7 +110,9 @@ impl Weights {
             ));
         }
         let (source, metadata) = match path.extension().and_then(|e| e.to_str()) {
-            Some("pt" | "pth" | "bin" | "ckpt") => (Source::Pickle(open_pickle(path)?), BTreeMap::new()),
+            Some("pt" | "pth" | "bin" | "ckpt") => {
+                (Source::Pickle(pickle::Archive::open(path, map)?), BTreeMap::new())
+            }
             _ => open_safetensors(path, map)?,
         };
         let beneath = match metadata.get(BENEATH) {
@@ -147,11 +150,7 @@ impl Weights {
     pub fn names(&self) -> Vec<&str> {
         match &self.0.source {
             Source::Safetensors { index, .. } => index.keys().map(String::as_str).collect(),
-            Source::Pickle(tensors) => {
-                let mut names: Vec<&str> = tensors.tensor_infos().keys().map(String::as_str).collect();
-                names.sort_unstable();
-                names
-            }
+            Source::Pickle(archive) => archive.names().collect(),
         }
     }
 
@@ -167,7 +166,7 @@ impl Weights {
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
         match &self.0.source {
             Source::Safetensors { index, .. } => index.get(name).map(|stored| stored.shape.clone()),
-            Source::Pickle(tensors) => tensors.tensor_infos().get(name).map(|i| i.layout.dims().to_vec()),
+            Source::Pickle(archive) => archive.shape(name),
         }
     }
 
@@ -208,11 +207,10 @@ impl Weights {
                 let bytes = &map[data_start + stored.from..data_start + stored.to];
                 Tensor::from_raw_buffer(bytes, stored.dtype, &stored.shape, device)?
             }
-            Source::Pickle(tensors) => tensors
-                .get(name)
-                .map_err(|fault| Error::weights(self.path(), format!("tensor `{name}`: {fault}")))?
-                .ok_or_else(|| self.missing(name))?
-                .to_device(device)?,
+            Source::Pickle(archive) => archive
+                .read(name, device)
+                .map_err(|fault| Error::weights(self.path(), format!("tensor `{name}` {fault}")))?
+                .ok_or_else(|| self.missing(name))?,
         };
         Ok(tensor.to_dtype(dtype)?.contiguous()?)
     }
@@ -282,22 +280,6 @@ fn open_safetensors(path: &Path, map: Mmap) -> Result<(Source, BTreeMap<String, 
     }
     let metadata = parsed.metadata().clone().unwrap_or_default().into_iter().collect();
     Ok((Source::Safetensors { map, data_start, index }, metadata))
-}
-
-/// The state dict of a `.pth`: at the top, or under `state_dict` as in HPS v2's checkpoints.
-fn open_pickle(path: &Path) -> Result<PthTensors> {
-    let broken = |fault: String| {
-        Error::weights(path, format!("not a PyTorch zip checkpoint: {fault}; fetch it again"))
-    };
-    let top = PthTensors::new(path, None).map_err(|fault| broken(fault.to_string()))?;
-    if !top.tensor_infos().is_empty() {
-        return Ok(top);
-    }
-    let nested = PthTensors::new(path, Some("state_dict")).map_err(|fault| broken(fault.to_string()))?;
-    if nested.tensor_infos().is_empty() {
-        return Err(broken("it holds no tensors, neither at the top nor under `state_dict`".into()));
-    }
-    Ok(nested)
 }
 
 /// Variables for training, by name; clones share them.
@@ -470,7 +452,10 @@ pub fn save(
 }
 
 /// Writes a file so that it appears whole or not at all: write beside, sync, rename.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Io`] where the disk refuses; nothing is left then.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
     }

@@ -72,8 +72,8 @@ enum Command {
     Pretrain(pretrain::Arguments),
     /// Make images for prompts, with or without a trained user
     Generate(Box<generate::Arguments>),
-    /// Score images by every reward, every twin and measured statistics
-    Score(score::Arguments),
+    /// Score images by every reward, every twin and measured statistics, or by a public reward model
+    Score(Box<score::Arguments>),
     /// Make, score and show the desk's preference pairs
     Data(data::Arguments),
     /// Check records: read every row, and compare each record with the digest it was sealed with

@@ -11,6 +11,7 @@ pub mod pick_a_pic;
 pub mod prompts;
 pub mod scores;
 pub mod show;
+pub mod to_score;
 
 use std::path::Path;
 

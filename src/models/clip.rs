@@ -10,7 +10,7 @@ use candle_nn::{Init, VarBuilder};
 use crate::error::Result;
 use crate::models::tokenizer::Tokens;
 
-mod block;
+pub(super) mod block;
 mod config;
 mod text;
 mod vision;

@@ -21,6 +21,7 @@ mod adamw;
 mod attention;
 mod conv;
 pub mod counting;
+mod cross_attention;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod error;
@@ -40,6 +41,7 @@ pub use activation::{gelu_erf, quick_gelu, silu};
 pub use adamw::{AdamW, AdamWConfig, clip_gradients};
 pub use attention::{KeyValue, decoupled_attention, self_attention};
 pub use conv::{depth_to_space, depthwise_conv3x3, space_to_depth};
+pub use cross_attention::cross_attention;
 pub use error::squared_error;
 pub use grn::{gelu_grn, grn};
 pub use learning_rate::{Decay, LearningRate, Warmup};

@@ -1,10 +1,12 @@
 //! Resizing and cropping as Pillow does, on which every public reward model's preprocessing rests.
 //!
-//! Pillow widens its filter when it shrinks a picture, so that no pixel is skipped, works along rows first and columns
-//! second, rounds to bytes between the two, and computes in fixed point. `fast_image_resize` follows the same scheme.
-
-use fast_image_resize::images::{Image as Output, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+//! Pillow widens its filter when it shrinks a picture, so that no pixel is skipped, makes rows and columns one after the
+//! other, rounds to bytes between the two, and computes in fixed point. Rows come first, but since its version 13 columns
+//! where they lose more than twice as many pixels as the rows. (`fast_image_resize` goes by columns first: where Pillow does
+//! not, a fifth of its bytes differ on noise, by up to 29.)
+//!
+//! # Source
+//! Pillow, `src/libImaging/Resample.c`; the order of version 13 by its results on a thousand random sizes.
 
 use super::Image;
 use crate::error::{Error, Result};
@@ -20,36 +22,125 @@ pub enum Filter {
     Lanczos,
 }
 
+impl Filter {
+    /// How far it reaches to either side, in output pixels.
+    fn support(self) -> f64 {
+        match self {
+            Self::Bilinear => 1.0,
+            Self::Bicubic => 2.0,
+            Self::Lanczos => 3.0,
+        }
+    }
+
+    fn at(self, distance: f64) -> f64 {
+        let x = distance.abs();
+        let sinc = |x: f64| match x == 0.0 {
+            true => 1.0,
+            false => (std::f64::consts::PI * x).sin() / (std::f64::consts::PI * x),
+        };
+        match self {
+            Self::Bilinear => (1.0 - x).max(0.0),
+            Self::Bicubic if x < 1.0 => (1.5 * x - 2.5) * x * x + 1.0,
+            Self::Bicubic if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5,
+            Self::Lanczos if x < 3.0 => sinc(x) * sinc(x / 3.0),
+            Self::Bicubic | Self::Lanczos => 0.0,
+        }
+    }
+}
+
+/// Bits behind the point of Pillow's weights: eight are a byte's, two are left for overshoot.
+const BITS: u32 = 32 - 8 - 2;
+
+/// Which pixels an output is made of, and how much of each.
+struct Window {
+    first: usize,
+    weights: Vec<i32>,
+}
+
+fn windows(from: usize, to: usize, filter: Filter) -> Vec<Window> {
+    let scale = from as f64 / to as f64;
+    let widened = scale.max(1.0);
+    let support = filter.support() * widened;
+    let window = |i: usize| {
+        let center = (i as f64 + 0.5) * scale;
+        let first = (center - support + 0.5).max(0.0) as usize;
+        let end = ((center + support + 0.5) as usize).min(from);
+        let weights: Vec<f64> =
+            (first..end).map(|j| filter.at((j as f64 - center + 0.5) * (1.0 / widened))).collect();
+        let total: f64 = weights.iter().sum();
+        let fixed = |weight: &f64| {
+            let share = if total == 0.0 { *weight } else { weight / total } * f64::from(1u32 << BITS);
+            (if share < 0.0 { share - 0.5 } else { share + 0.5 }) as i32
+        };
+        Window { first, weights: weights.iter().map(fixed).collect() }
+    };
+    (0..to).map(window).collect()
+}
+
+/// A sum of weighted bytes, rounded to a byte.
+fn byte(sum: i32) -> u8 {
+    (sum >> BITS).clamp(0, 255) as u8
+}
+
+/// What rounding to the nearest adds before the bits behind the point are dropped.
+const HALF: i32 = 1 << (BITS - 1);
+
 impl Image {
     /// The picture in another size, as Pillow's `Image.resize`.
     ///
     /// # Errors
     /// Where a side is zero.
     pub fn resized(&self, width: usize, height: usize, filter: Filter) -> Result<Self> {
-        if (width, height) == (self.width, self.height) {
-            return Ok(self.clone());
-        }
-        let refused = |fault: String| {
-            let (from, to) = ((self.width, self.height), (width, height));
-            Error::Shape(format!(
-                "cannot resize a picture of {}×{} to {}×{}: {fault}",
-                from.0, from.1, to.0, to.1
-            ))
-        };
         if [width, height, self.width, self.height].contains(&0) {
-            return Err(refused("a picture has at least one pixel".into()));
+            return Err(Error::Shape(format!(
+                "cannot resize a picture of {}×{} to {width}×{height}: a picture has at least one pixel",
+                self.width, self.height
+            )));
         }
-        let source = ImageRef::new(self.width as u32, self.height as u32, &self.rgb, PixelType::U8x3)
-            .map_err(|fault| refused(fault.to_string()))?;
-        let mut output = Output::new(width as u32, height as u32, PixelType::U8x3);
-        let filter = match filter {
-            Filter::Bilinear => FilterType::Bilinear,
-            Filter::Bicubic => FilterType::CatmullRom,
-            Filter::Lanczos => FilterType::Lanczos3,
-        };
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
-        Resizer::new().resize(&source, &mut output, &options).map_err(|fault| refused(fault.to_string()))?;
-        Ok(Self::new(width, height, output.into_vec()))
+        // Whichever pass comes first rounds for the other, so the order is part of the result.
+        let columns_first =
+            height < self.height && self.height - height > (2 * self.width).saturating_sub(2 * width);
+        Ok(match columns_first {
+            true => self.resized_down(height, filter).resized_across(width, filter),
+            false => self.resized_across(width, filter).resized_down(height, filter),
+        })
+    }
+
+    fn resized_across(&self, width: usize, filter: Filter) -> Self {
+        if width == self.width {
+            return self.clone();
+        }
+        let windows = windows(self.width, width, filter);
+        let mut rgb = Vec::with_capacity(3 * width * self.height);
+        for row in self.rgb.chunks_exact(3 * self.width) {
+            for window in &windows {
+                let mut sums = [HALF; 3];
+                let pixels = row[3 * window.first..].chunks_exact(3);
+                for (weight, pixel) in window.weights.iter().zip(pixels) {
+                    sums.iter_mut().zip(pixel).for_each(|(sum, &byte)| *sum += weight * i32::from(byte));
+                }
+                rgb.extend(sums.map(byte));
+            }
+        }
+        Self::new(width, self.height, rgb)
+    }
+
+    fn resized_down(&self, height: usize, filter: Filter) -> Self {
+        if height == self.height {
+            return self.clone();
+        }
+        let row = 3 * self.width;
+        let mut rgb = Vec::with_capacity(row * height);
+        let mut sums = vec![0i32; row];
+        for window in windows(self.height, height, filter) {
+            sums.fill(HALF);
+            let rows = self.rgb[row * window.first..].chunks_exact(row);
+            for (weight, bytes) in window.weights.iter().zip(rows) {
+                sums.iter_mut().zip(bytes).for_each(|(sum, &byte)| *sum += weight * i32::from(byte));
+            }
+            rgb.extend(sums.iter().map(|&sum| byte(sum)));
+        }
+        Self::new(self.width, height, rgb)
     }
 
     /// The picture with its shorter side of `size` pixels, the longer one rounded down, as torchvision's and transformers'
@@ -58,9 +149,7 @@ impl Image {
     /// # Errors
     /// Where a side is zero.
     pub fn resized_shortest(&self, size: usize, filter: Filter) -> Result<Self> {
-        let (short, long) = (self.width.min(self.height).max(1), self.width.max(self.height));
-        let long = size * long / short;
-        let (width, height) = if self.width <= self.height { (size, long) } else { (long, size) };
+        let (width, height) = shortest((self.width, self.height), size);
         self.resized(width, height, filter)
     }
 
@@ -81,6 +170,12 @@ impl Image {
         };
         Ok(Self::new(width, height, (top..top + height).flat_map(row).copied().collect()))
     }
+}
+
+/// Width and height of a picture whose shorter side becomes `size`.
+pub(super) fn shortest((width, height): (usize, usize), size: usize) -> (usize, usize) {
+    let long = size * width.max(height) / width.min(height).max(1);
+    if width <= height { (size, long) } else { (long, size) }
 }
 
 #[cfg(test)]

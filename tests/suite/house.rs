@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 6] = [
     &["error", "pixels", "progress", "rng", "stats", "units"],
     &["adapter", "diffusion", "models", "nn", "objective", "reward", "scenes"],
-    &["base", "checkpoint", "data", "image", "prior", "provenance", "record", "weights"],
+    &["base", "checkpoint", "data", "image", "prior", "provenance", "record", "reward_checkpoint", "weights"],
     &["collective", "evaluate", "generate", "launch", "pretrain", "spec", "train"],
     &["report"],
     &["cmd"],
@@ -32,6 +32,8 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("spec", "pretrain", "the desk\'s weights are checked against the manifest of their training"),
     ("base", "weights", "a base model is opened from weight files"),
     ("base", "prior", "a base is a prior and a codec"),
+    ("reward_checkpoint", "weights", "a reward is opened from weight files"),
+    ("reward_checkpoint", "prior", "configurations are read, and memory is asked for, in one way"),
     ("prior", "weights", "a prior is opened from weight files"),
     ("prior", "provenance", "a device without room for it is refused before it is loaded"),
     ("checkpoint", "weights", "a checkpoint is a weight file with a position"),
