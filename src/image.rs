@@ -1,8 +1,10 @@
 //! PNG and JPEG to and from pixels, and contact sheets for people to look at.
 //!
 //! Bytes are recognised by what they hold, never by a file's name: Pick-a-Pic's `jpg_0` column holds whatever its
-//! maker put there. Pictures become RGB8: grey is spread over the channels, and transparency is laid on white,
-//! as the reference preprocessings' `convert("RGB")` callers expect of opaque data.
+//! maker put there. Pictures become RGB8 as Pillow's `convert("RGB")` makes them, which every public reward model's
+//! preprocessing begins with: grey is spread over the channels, transparency is dropped (not laid on anything), sixteen
+//! bits keep their upper eight, ink (CMYK) becomes light, and no profile or orientation is applied. What has no such
+//! meaning is refused: animations, and sixteen-bit grey, of which Pillow leaves almost nothing but white.
 
 mod font;
 mod sheet;
@@ -73,6 +75,9 @@ pub fn decode(bytes: &[u8], origin: impl AsRef<Path>) -> Result<Image> {
             )));
         }
     };
+    if let Some(reason) = refusal(bytes, format) {
+        return Err(fault(reason));
+    }
     let decoded = ::image::load_from_memory_with_format(bytes, format).map_err(|error| {
         fault(format!(
             "the {format:?} picture cannot be decoded ({error}); {} bytes are there, so it is probably cut short \
@@ -80,22 +85,76 @@ pub fn decode(bytes: &[u8], origin: impl AsRef<Path>) -> Result<Image> {
             bytes.len()
         ))
     })?;
-    Ok(flatten(&decoded))
+    rgb(&decoded).ok_or_else(|| {
+        fault(
+            "a picture of 16-bit grey, which Pillow would make almost white; make it one of 8 bits, scaled as you mean it"
+                .into(),
+        )
+    })
 }
 
-/// Lays a decoded picture on white and keeps RGB.
-fn flatten(decoded: &DynamicImage) -> Image {
-    let (width, height) = (decoded.width() as usize, decoded.height() as usize);
-    if !decoded.color().has_alpha() {
-        return Image::new(width, height, decoded.to_rgb8().into_raw());
+/// Why a picture is refused that could be decoded, or that the decoder would fill up with grey.
+fn refusal(bytes: &[u8], format: ImageFormat) -> Option<String> {
+    match format {
+        ImageFormat::Png if png_chunks(bytes).any(|(kind, _)| kind == b"acTL") => Some(
+            "an animated PNG: a picture is expected; save one of its frames as a picture of its own".into(),
+        ),
+        ImageFormat::Jpeg if !jpeg_ends(bytes) => Some(format!(
+            "the Jpeg picture is cut short: its {} bytes hold no end marker; fetch or make it again",
+            bytes.len()
+        )),
+        _ => None,
     }
-    let rgba = decoded.to_rgba8();
-    let over_white = |colour: u8, alpha: u8| {
-        let (colour, alpha) = (u32::from(colour), u32::from(alpha));
-        ((colour * alpha + 255 * (255 - alpha) + 127) / 255) as u8
+}
+
+/// The kinds of a PNG's chunks with their data, up to the pixels.
+fn png_chunks(bytes: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut rest = bytes.get(8..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (length, after) = rest.split_first_chunk::<4>()?;
+        let (kind, after) = after.split_at_checked(4)?;
+        let (data, after) = after.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+        rest = after.get(4..).unwrap_or_default();
+        (kind != b"IDAT").then_some((kind, data))
+    })
+}
+
+/// Whether a JPEG has its end marker, outside the segments that may hold a thumbnail with one of its own.
+fn jpeg_ends(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(start) = bytes.get(at..).and_then(|rest| rest.iter().position(|byte| *byte == 0xFF)) {
+        at += start + 1;
+        match bytes.get(at) {
+            Some(0xD9) => return true,
+            // A stuffed byte, a fill byte, or a marker without a segment.
+            Some(0x00 | 0x01 | 0xD0..=0xD8) => at += 1,
+            Some(0xFF) => {}
+            Some(_) => {
+                let Some(&[high, low]) = bytes.get(at + 1..at + 3) else { return false };
+                at += 1 + usize::from(u16::from_be_bytes([high, low])).max(2);
+            }
+            None => return false,
+        }
+    }
+    false
+}
+
+/// A decoded picture's RGB, as Pillow's `convert("RGB")`; `None` for sixteen-bit grey.
+fn rgb(decoded: &DynamicImage) -> Option<Image> {
+    let (width, height) = (decoded.width() as usize, decoded.height() as usize);
+    let upper = |value: u16| (value >> 8) as u8;
+    let bytes = match decoded {
+        DynamicImage::ImageLuma16(_) => return None,
+        DynamicImage::ImageLumaA16(pixels) => pixels.pixels().flat_map(|p| [upper(p[0]); 3]).collect(),
+        DynamicImage::ImageRgb16(pixels) => pixels.pixels().flat_map(|p| p.0.map(upper)).collect(),
+        DynamicImage::ImageRgba16(pixels) => {
+            pixels.pixels().flat_map(|p| [upper(p[0]), upper(p[1]), upper(p[2])]).collect()
+        }
+        DynamicImage::ImageRgba8(pixels) => pixels.pixels().flat_map(|p| [p[0], p[1], p[2]]).collect(),
+        DynamicImage::ImageLumaA8(pixels) => pixels.pixels().flat_map(|p| [p[0]; 3]).collect(),
+        other => other.to_rgb8().into_raw(),
     };
-    let rgb = rgba.pixels().flat_map(|p| [0, 1, 2].map(|channel| over_white(p[channel], p[3]))).collect();
-    Image::new(width, height, rgb)
+    Some(Image::new(width, height, bytes))
 }
 
 /// Reads a PNG or JPEG file.
@@ -154,15 +213,44 @@ mod tests {
     }
 
     #[test]
-    fn transparency_lies_on_white_and_grey_spreads() {
+    fn transparency_is_dropped_and_grey_spreads() {
         let mut bytes = Vec::new();
         let rgba = [10, 20, 30, 255, 10, 20, 30, 0, 0, 0, 0, 128];
         PngEncoder::new(&mut bytes).write_image(&rgba, 3, 1, ExtendedColorType::Rgba8).unwrap();
         let image = decode(&bytes, "x").unwrap();
-        assert_eq!([image.at(0, 0), image.at(1, 0), image.at(2, 0)], [[10, 20, 30], [255; 3], [127; 3]]);
+        assert_eq!([image.at(0, 0), image.at(1, 0), image.at(2, 0)], [[10, 20, 30], [10, 20, 30], [0; 3]]);
         let mut bytes = Vec::new();
         PngEncoder::new(&mut bytes).write_image(&[7, 9], 2, 1, ExtendedColorType::L8).unwrap();
         assert_eq!(decode(&bytes, "x").unwrap().rgb(), [7, 7, 7, 9, 9, 9]);
+    }
+
+    #[test]
+    fn of_sixteen_bits_the_upper_eight_stay_and_grey_is_refused() {
+        let mut bytes = Vec::new();
+        let wide: Vec<u8> =
+            [0x12FFu16, 0x3400, 0xFFFF].iter().flat_map(|value| value.to_ne_bytes()).collect();
+        PngEncoder::new(&mut bytes).write_image(&wide, 1, 1, ExtendedColorType::Rgb16).unwrap();
+        assert_eq!(decode(&bytes, "x").unwrap().at(0, 0), [0x12, 0x34, 0xFF]);
+        let mut bytes = Vec::new();
+        PngEncoder::new(&mut bytes).write_image(&wide[..2], 1, 1, ExtendedColorType::L16).unwrap();
+        assert!(decode(&bytes, "x").unwrap_err().to_string().contains("16-bit grey"));
+    }
+
+    #[test]
+    fn a_jpeg_without_its_end_and_an_animation_are_refused() {
+        let jpeg = encode(&noise(64, 64), Format::Jpeg(90)).unwrap();
+        for length in [jpeg.len() / 2, jpeg.len() - 2] {
+            let message = decode(&jpeg[..length], "a.jpg").unwrap_err().to_string();
+            assert!(message.contains("cut short"), "{message}");
+        }
+        let png = encode(&noise(4, 4), Format::Png).unwrap();
+        // The header chunk ends after 33 bytes; a chunk of eight bytes of data follows it, its checksum unread.
+        let control =
+            [0, 0, 0, 8].iter().chain(b"acTL").chain(&[0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0]).copied();
+        let animated: Vec<u8> =
+            png[..33].iter().copied().chain(control).chain(png[33..].iter().copied()).collect();
+        let message = decode(&animated, "a.png").unwrap_err().to_string();
+        assert!(message.contains("animated"), "{message}");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! ```text
 //! ground        error units pixels progress rng stats        plain values: no tensor, no file, no clock
 //! first floor   nn models diffusion objective reward adapter scenes      mathematics
-//! second floor  weights hub cache prior decoder encoder base vlm image data record checkpoint provenance
+//! second floor  weights hub cache prior decoder encoder base vlm reward_checkpoint image data record checkpoint provenance
 //! third floor   spec train pretrain collective generate embed evaluate launch      the work
 //! side wing     report                                        reading only, no tensor
 //! roof          cmd                                           prints, parses, exits
@@ -42,6 +42,7 @@ pub mod image;
 pub mod prior;
 pub mod provenance;
 pub mod record;
+pub mod reward_checkpoint;
 pub mod vlm;
 pub mod weights;
 

@@ -206,6 +206,14 @@ fn open_denoiser(
     StageC::new(config, weights.builder(dtype, device))
 }
 
+/// Refuses weights that a device cannot hold in `dtype`, before minutes are spent on loading them.
+///
+/// # Errors
+/// [`Error::Weights`] with what is needed and what is free.
+pub fn check_room(weights: &Weights, dtype: DType, device: &Device) -> Result<()> {
+    has_room(weights, dtype, free_memory(device))
+}
+
 /// The memory that tensors on a device may still take, in bytes; `None` where nobody says.
 pub(crate) fn free_memory(device: &Device) -> Option<u64> {
     match device {

@@ -10,7 +10,6 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use candle_core::pickle::PthTensors;
 use candle_core::{DType, Device, Shape, Tensor, Var};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
@@ -23,6 +22,8 @@ use crate::record::replace_file;
 use crate::rng;
 use crate::units::{Digest, Seed};
 
+mod machine;
+mod pickle;
 mod relaid;
 mod shards;
 
@@ -44,8 +45,8 @@ struct Opened {
 enum Source {
     /// The mapped file, where its tensor data starts, and what the header says of each tensor.
     Safetensors { map: Mmap, data_start: usize, index: BTreeMap<String, Stored> },
-    /// PyTorch's zip of pickled tensors.
-    Pickle(PthTensors),
+    /// PyTorch's zip of pickled tensors, which are read without running anything.
+    Pickle(pickle::Archive),
     /// Several safetensors files under one index.
     Shards(Shards),
 }
@@ -119,7 +120,9 @@ impl Weights {
             ));
         }
         let (source, metadata) = match path.extension().and_then(|e| e.to_str()) {
-            Some("pt" | "pth" | "bin" | "ckpt") => (Source::Pickle(open_pickle(path)?), BTreeMap::new()),
+            Some("pt" | "pth" | "bin" | "ckpt") => {
+                (Source::Pickle(pickle::Archive::open(path, map)?), BTreeMap::new())
+            }
             _ => open_safetensors(path, map)?,
         };
         let beneath = match metadata.get(BENEATH) {
@@ -157,11 +160,7 @@ impl Weights {
     pub fn names(&self) -> Vec<&str> {
         match &self.0.source {
             Source::Safetensors { index, .. } => index.keys().map(String::as_str).collect(),
-            Source::Pickle(tensors) => {
-                let mut names: Vec<&str> = tensors.tensor_infos().keys().map(String::as_str).collect();
-                names.sort_unstable();
-                names
-            }
+            Source::Pickle(archive) => archive.names().collect(),
             Source::Shards(shards) => shards.names().collect(),
         }
     }
@@ -178,7 +177,7 @@ impl Weights {
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
         match &self.0.source {
             Source::Safetensors { index, .. } => index.get(name).map(|stored| stored.shape.clone()),
-            Source::Pickle(tensors) => tensors.tensor_infos().get(name).map(|i| i.layout.dims().to_vec()),
+            Source::Pickle(archive) => archive.shape(name),
             Source::Shards(shards) => shards.file(name).and_then(|file| file.shape(name)),
         }
     }
@@ -220,11 +219,10 @@ impl Weights {
                 let bytes = &map[data_start + stored.from..data_start + stored.to];
                 Tensor::from_raw_buffer(bytes, stored.dtype, &stored.shape, device)?
             }
-            Source::Pickle(tensors) => tensors
-                .get(name)
-                .map_err(|fault| Error::weights(self.path(), format!("tensor `{name}`: {fault}")))?
-                .ok_or_else(|| self.missing(name))?
-                .to_device(device)?,
+            Source::Pickle(archive) => archive
+                .read(name, device)
+                .map_err(|fault| Error::weights(self.path(), format!("tensor `{name}` {fault}")))?
+                .ok_or_else(|| self.missing(name))?,
             Source::Shards(shards) => {
                 shards.file(name).ok_or_else(|| self.missing(name))?.read(name, dtype, device)?
             }
@@ -339,22 +337,6 @@ fn open_safetensors(path: &Path, map: Mmap) -> Result<(Source, BTreeMap<String, 
     }
     let metadata = parsed.metadata().clone().unwrap_or_default().into_iter().collect();
     Ok((Source::Safetensors { map, data_start, index }, metadata))
-}
-
-/// The state dict of a `.pth`: at the top, or under `state_dict` as in HPS v2's checkpoints.
-fn open_pickle(path: &Path) -> Result<PthTensors> {
-    let broken = |fault: String| {
-        Error::weights(path, format!("not a PyTorch zip checkpoint: {fault}; fetch it again"))
-    };
-    let top = PthTensors::new(path, None).map_err(|fault| broken(fault.to_string()))?;
-    if !top.tensor_infos().is_empty() {
-        return Ok(top);
-    }
-    let nested = PthTensors::new(path, Some("state_dict")).map_err(|fault| broken(fault.to_string()))?;
-    if nested.tensor_infos().is_empty() {
-        return Err(broken("it holds no tensors, neither at the top nor under `state_dict`".into()));
-    }
-    Ok(nested)
 }
 
 /// Variables for training, by name; clones share them.

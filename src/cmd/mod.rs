@@ -79,8 +79,8 @@ enum Command {
     Generate(Box<generate::Arguments>),
     /// Read users' few-shot pairs with a vision-language model: embeddings and written profiles
     Embed(embed::Arguments),
-    /// Score images by every reward, every twin and measured statistics
-    Score(score::Arguments),
+    /// Score images by every reward, every twin and measured statistics, or by a public reward model
+    Score(Box<score::Arguments>),
     /// Make, score and show the desk's preference pairs
     Data(data::Arguments),
     /// Download weights and data of others, or check those that are here [default profile: paper]

@@ -1,4 +1,7 @@
-//! `ppd score`: what every reward, every twin and the measured statistics say of images.
+//! `ppd score`: what every reward, every twin and the measured statistics say of images; or what one public reward model
+//! says, from its own checkpoint.
+
+mod published;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::evaluate::Scorers;
 use crate::image;
 use crate::pixels::Image;
+use crate::reward::Published;
 use crate::spec::{Profile, Spec};
 
 /// What the command takes besides the options of every command.
@@ -19,7 +23,7 @@ use crate::spec::{Profile, Spec};
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
     /// Pictures, or folders that `ppd generate --out` made
-    #[arg(value_name = "PATH", required = true)]
+    #[arg(value_name = "PATH", required_unless_present = "reward", conflicts_with = "reward")]
     paths: Vec<PathBuf>,
     /// What the pictures were asked to show; folders say it themselves
     #[arg(long, value_name = "TEXT")]
@@ -27,13 +31,58 @@ pub(super) struct Arguments {
     /// Also say how often a picture's own prompt is the nearest among N prompts of the list, by each CLIP
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..))]
     retrieval: Option<u16>,
+    /// Score by this public reward model instead of the profile's rewards
+    #[arg(long, value_name = "NAME", value_parser = PUBLISHED, conflicts_with_all = ["prompt", "retrieval"])]
+    reward: Option<String>,
+    #[command(flatten)]
+    table: Table,
 }
+
+/// What a public reward model is opened from, and what it scores.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "With --reward")]
+struct Table {
+    /// Its checkpoint: a file, or a folder in the layout in which it was published (configuration, weights, tokenizer)
+    #[arg(long, value_name = "PATH", requires = "reward")]
+    weights: Option<PathBuf>,
+    /// The CLIP under the aesthetic head; others borrow a configuration and tokenizer that they come without
+    #[arg(long, value_name = "PATH", requires = "reward")]
+    backbone: Option<PathBuf>,
+    /// A CSV with the columns image,prompt; paths are relative to it
+    #[arg(long, value_name = "CSV", requires = "reward", conflicts_with_all = ["images", "prompts"])]
+    pairs: Option<PathBuf>,
+    /// A folder of pictures, taken in the order of their names
+    #[arg(long, value_name = "DIR", requires = "reward", requires = "prompts")]
+    images: Option<PathBuf>,
+    /// Their prompts, one a line
+    #[arg(long, value_name = "TXT", requires = "reward", requires = "images")]
+    prompts: Option<PathBuf>,
+    /// Where the table image,prompt,reward,version,score goes [default: standard output]
+    #[arg(long, value_name = "CSV", requires = "reward")]
+    out: Option<PathBuf>,
+    /// Leave out pictures that cannot be read, and say which
+    #[arg(long, requires = "reward")]
+    skip_unreadable: bool,
+}
+
+const PUBLISHED: [&str; 6] = {
+    let mut names = [""; Published::ALL.len()];
+    let mut i = 0;
+    while i < names.len() {
+        names[i] = Published::ALL[i].name();
+        i += 1;
+    }
+    names
+};
 
 const EXAMPLES: &str = "\
 Examples:
   ppd score images > scores.csv
   ppd score images --retrieval 16
-  ppd score star.png --prompt \"a large red star\" --json";
+  ppd score star.png --prompt \"a large red star\" --json
+  ppd score --reward hps-v2.1 --weights HPSv2 --pairs pairs.csv --out scores.csv
+  ppd score --reward aesthetic --weights sac+logos+ava1-l14-linearMSE.pth --backbone clip-vit-large-patch14 \\
+            --images pictures --prompts prompts.txt --out scores.csv";
 
 /// One picture to score.
 struct Item {
@@ -42,6 +91,9 @@ struct Item {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verdict> {
+    if let Some(published) = arguments.reward.as_deref().and_then(Published::of) {
+        return published::run(&arguments.table, published, global);
+    }
     let profile = Spec::load(&global.request("table1"))?.profile;
     let items = items(arguments)?;
     let progress = progress(global)?;

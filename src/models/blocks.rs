@@ -103,6 +103,19 @@ pub fn fan_in(inputs: usize) -> Init {
     Init::Randn { mean: 0.0, stdev: 1.0 / (inputs as f64).sqrt() }
 }
 
+/// The patches of pictures (B, 3, H, W), row by row, each as the `3·p·p` numbers that a convolution's kernel would see: (B,
+/// h·w, 3·p·p). A convolution whose stride is its size is a linear map of them.
+pub fn patches(pixels: &Tensor, patch: usize) -> TensorResult {
+    let (batch, channels, height, width) = pixels.dims4()?;
+    let (down, across) = (height / patch, width / patch);
+    pixels
+        .narrow(2, 0, down * patch)?
+        .narrow(3, 0, across * patch)?
+        .reshape((batch, channels, down, patch, across, patch))? // (B, 3, h, p, w, p)
+        .permute((0, 2, 4, 1, 3, 5))?
+        .reshape((batch, down * across, channels * patch * patch)) // (B, h·w, 3·p·p)
+}
+
 /// Layer normalisation without affine part, as everywhere in Stage C.
 pub fn norm(xs: &Tensor) -> TensorResult {
     nn::layer_norm(xs, None, 1e-6)

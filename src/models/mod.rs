@@ -1,5 +1,6 @@
 //! The networks, in the layouts of their public checkpoints.
 
+pub mod blip;
 mod blocks;
 pub mod clip;
 pub mod effnet;

@@ -5,7 +5,7 @@
 //! with the end token, open_clip with 0.
 
 use serde_json::json;
-use tokenizers::{PaddingParams, PaddingStrategy, TruncationParams};
+use tokenizers::{AddedToken, PaddingParams, PaddingStrategy, TruncationParams};
 
 use crate::error::{Error, Result};
 
@@ -43,6 +43,17 @@ impl Tokens {
             lengths: indices.iter().map(|&i| self.lengths[i]).collect(),
         }
     }
+}
+
+/// What does not fit into a tokenizer's context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// How many tokens the caption has, its start and end included.
+    pub tokens: usize,
+    /// How many the context holds.
+    pub context: usize,
+    /// The end of the caption, which is left out.
+    pub rest: String,
 }
 
 /// A text tokenizer with a fixed context length.
@@ -85,6 +96,62 @@ impl Tokenizer {
         Self::from_json(desk_json(words)?.as_bytes(), DESK_CONTEXT, DESK_PAD)
     }
 
+    /// A CLIP's tokenizer from the older files `vocab.json` and `merges.txt`, which say the same as its `tokenizer.json`.
+    ///
+    /// # Errors
+    /// Where they cannot be read or do not fit together.
+    pub fn clip(vocab: &str, merges: &str, context: usize, pad_id: u32) -> Result<Self> {
+        Self::from_json(clip_json(vocab, merges)?.as_bytes(), context, pad_id)
+    }
+
+    /// BERT's tokenizer from `vocab.txt`, which has one token a line.
+    ///
+    /// # Errors
+    /// Where the list lacks BERT's own tokens.
+    pub fn bert(vocab: &str, context: usize, pad_id: u32) -> Result<Self> {
+        Self::from_json(bert_json(vocab)?.as_bytes(), context, pad_id)
+    }
+
+    /// The same tokenizer with more special tokens, behind those that it has.
+    pub fn with_special(mut self, tokens: &[&str]) -> Self {
+        self.inner.add_special_tokens(
+            &tokens.iter().map(|token| AddedToken::from(*token, true)).collect::<Vec<_>>(),
+        );
+        self
+    }
+
+    /// What is left out of a caption that is longer than the context.
+    ///
+    /// # Errors
+    /// Where the tokenizer refuses the caption.
+    pub fn cut(&self, caption: &str) -> Result<Option<Cut>> {
+        let encoding = self
+            .inner
+            .encode(caption, true)
+            .map_err(|fault| Error::Spec(format!("cannot tokenize {caption:?}: {fault}")))?;
+        // Each overflowing part is framed by start and end again.
+        let words = |part: &tokenizers::Encoding| {
+            part.get_special_tokens_mask()
+                .iter()
+                .zip(part.get_attention_mask())
+                .filter(|(s, a)| **s == 0 && **a == 1)
+                .count()
+        };
+        let overflowing = encoding.get_overflowing();
+        let Some(first) = overflowing.first() else { return Ok(None) };
+        let own = first
+            .get_offsets()
+            .iter()
+            .zip(first.get_special_tokens_mask())
+            .find(|(_, special)| **special == 0);
+        let start = own.map_or(caption.len(), |((start, _), _)| *start);
+        Ok(Some(Cut {
+            tokens: self.context + overflowing.iter().map(words).sum::<usize>(),
+            context: self.context,
+            rest: caption.get(start..).unwrap_or_default().trim().to_owned(),
+        }))
+    }
+
     /// Tokens in a row, padding included.
     pub fn context(&self) -> usize {
         self.context
@@ -116,6 +183,73 @@ impl Tokenizer {
         }
         Ok(tokens)
     }
+}
+
+/// A CLIP's `tokenizer.json`.
+fn clip_json(vocab: &str, merges: &str) -> Result<String> {
+    let vocab: serde_json::Map<String, serde_json::Value> = serde_json::from_str(vocab).map_err(|fault| {
+        Error::Spec(format!("vocab.json is no vocabulary: {fault}; fetch the file again"))
+    })?;
+    let (start, end) = ("<|startoftext|>", "<|endoftext|>");
+    if let Some(lacking) = [start, end].into_iter().find(|token| !vocab.contains_key(*token)) {
+        return Err(Error::Spec(format!("vocab.json has no token {lacking}: is it a CLIP's?")));
+    }
+    let merges: Vec<&str> =
+        merges.lines().filter(|line| !line.is_empty() && !line.starts_with("#version")).collect();
+    let special = |token: &str| {
+        json!({"id": vocab[token], "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": true, "special": true})
+    };
+    let words = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+    let file = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": [special(start), special(end)],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}, {"type": "Lowercase"}
+        ]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": words}, "behavior": "Removed", "invert": true},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}
+        ]},
+        "post_processor": {"type": "RobertaProcessing", "sep": [end, vocab[end]], "cls": [start, vocab[start]],
+                           "trim_offsets": false, "add_prefix_space": false},
+        "decoder": null,
+        "model": {"type": "BPE", "dropout": null, "unk_token": end, "continuing_subword_prefix": "",
+                  "end_of_word_suffix": "</w>", "fuse_unk": false, "byte_fallback": false, "vocab": vocab,
+                  "merges": merges}
+    });
+    Ok(file.to_string())
+}
+
+/// The `tokenizer.json` of a BERT that ignores case.
+fn bert_json(vocab: &str) -> Result<String> {
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        vocab.lines().enumerate().map(|(id, token)| (token.trim_end().to_owned(), json!(id))).collect();
+    let own = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"];
+    if let Some(lacking) = own.into_iter().find(|token| !vocab.contains_key(*token)) {
+        return Err(Error::Spec(format!("vocab.txt has no token {lacking}: is it a BERT's?")));
+    }
+    let special = |token: &str| {
+        json!({"id": vocab[token], "content": token, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": false, "special": true})
+    };
+    let (start, end) = ("[CLS]", "[SEP]");
+    let file = json!({
+        "version": "1.0",
+        "truncation": null,
+        "padding": null,
+        "added_tokens": own.map(special),
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+                       "strip_accents": null, "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "BertProcessing", "sep": [end, vocab[end]], "cls": [start, vocab[start]]},
+        "decoder": null,
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                  "max_input_chars_per_word": 100, "vocab": vocab}
+    });
+    Ok(file.to_string())
 }
 
 /// Tokens in a row of the desk world.
@@ -180,6 +314,9 @@ mod tests {
         assert_eq!(tokens.trimmed().ids[1].len(), 8);
         let long = tokenizer.encode(&["red ".repeat(100)]).unwrap();
         assert_eq!((long.lengths[0], long.ids[0][31]), (32, 7), "the end token survives the cut");
+        let cut = tokenizer.cut(&"red ".repeat(100)).unwrap().unwrap();
+        assert_eq!((cut.tokens, cut.context, cut.rest), (102, 32, "red ".repeat(70).trim().to_owned()));
+        assert_eq!(tokenizer.cut("a red square").unwrap(), None);
         assert!(Tokenizer::desk(&["a", "a"]).is_err());
     }
 }

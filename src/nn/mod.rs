@@ -24,6 +24,7 @@ mod bilinear;
 mod conv;
 mod convolution;
 pub mod counting;
+mod cross_attention;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod error;
@@ -49,6 +50,7 @@ pub use batch_norm::{BatchNorm, Folded};
 pub use bilinear::resize_corners;
 pub use conv::{depth_to_space, depthwise_conv3x3, space_to_depth};
 pub use convolution::{Convolution, TransposedConvolution};
+pub use cross_attention::cross_attention;
 pub use error::squared_error;
 pub use grn::{gelu_grn, grn};
 pub use grouped_attention::{Keys, grouped_attention};

@@ -209,7 +209,7 @@ fn cross_entropy(logits: &Tensor, diagonal: &Tensor) -> Result<Tensor> {
 
 fn loss(clip: &Clip, tokenizer: &Tokenizer, config: &ClipConfig, index: u64) -> Result<Tensor> {
     let (images, captions) = batch(config, index);
-    let pixels = Pixels::default().tensor(&images.iter().collect::<Vec<_>>(), &Device::Cpu)?;
+    let pixels = Pixels::default().tensor(&images.iter().collect::<Vec<_>>(), SIDE, &Device::Cpu)?;
     let images = clip.image_features(&pixels)?;
     let texts = clip.text_features(&tokenizer.encode(&captions)?.trimmed())?;
     let largest = Tensor::new(LARGEST_LOGIT_SCALE as f32, &Device::Cpu)?;

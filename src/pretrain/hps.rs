@@ -23,7 +23,7 @@ use crate::provenance::file_digest;
 use crate::reward::{self, Pixels, Reward};
 use crate::rng::stream;
 use crate::scenes::population::{Choice, Kind, Population};
-use crate::scenes::{Split, alignment, measure, sample_scene, words};
+use crate::scenes::{SIDE, Split, alignment, measure, sample_scene, words};
 use crate::units::Seed;
 use crate::weights::{BENEATH, Beneath, Trainable};
 
@@ -101,7 +101,7 @@ fn softplus(xs: &Tensor) -> Result<Tensor> {
 fn loss(clip: &Clip, tokenizer: &Tokenizer, pairs: &[Pair]) -> Result<Tensor> {
     let pictures: Vec<&Image> = pairs.iter().flat_map(|pair| &pair.pictures).collect();
     let captions: Vec<&str> = pairs.iter().map(|pair| pair.caption.as_str()).collect();
-    let images = clip.image_features(&Pixels::default().tensor(&pictures, &Device::Cpu)?)?; // (2B, P)
+    let images = clip.image_features(&Pixels::default().tensor(&pictures, SIDE, &Device::Cpu)?)?; // (2B, P)
     let images = images.reshape((pairs.len(), 2, ()))?; // (B, 2, P)
     let texts = clip.text_features(&tokenizer.encode(&captions)?.trimmed())?.unsqueeze(1)?; // (B, 1, P)
     let scores = images.broadcast_mul(&texts)?.sum(2)?.broadcast_mul(&clip.logit_scale.exp()?)?; // (B, 2)

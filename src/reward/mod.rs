@@ -11,16 +11,21 @@ use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::models::tokenizer::Tokenizer;
+use crate::models::tokenizer::{Cut, Tokenizer};
 use crate::pixels::Image;
 
 pub mod aesthetic;
 pub mod brightness;
 pub mod clip;
 pub mod hps;
+pub mod image_reward;
 pub mod pick_score;
+pub mod preprocess;
+pub mod published;
 mod scorer;
 
+pub use preprocess::Preprocessing;
+pub use published::Published;
 pub use scorer::{Pixels, Scorer, cosine, retrieval};
 
 /// What a reward is made of, without its weights.
@@ -35,12 +40,17 @@ pub enum Config {
     Hps(hps::Config),
     /// exp(logit scale)·cosine of a CLIP tuned on human choices.
     PickScore(pick_score::Config),
+    /// A head over BLIP, trained on human rankings.
+    ImageReward(image_reward::Config),
     /// The mean pixel: the planted reward.
     Brightness(brightness::Config),
 }
 
+/// Images or prompts in one pass through a tower: enough to fill the cores, little enough for any memory.
+const BATCH: usize = 64;
+
 /// The kinds of reward, as configuration files spell them.
-pub const ALL: &[&str] = &["clip", "aesthetic", "hps", "pick-score", "brightness"];
+pub const ALL: &[&str] = &["clip", "aesthetic", "hps", "pick-score", "image-reward", "brightness"];
 
 /// A reward that is ready to score.
 #[derive(Debug)]
@@ -53,6 +63,8 @@ pub enum Reward {
     Hps(hps::Hps),
     /// exp(logit scale)·cosine of a CLIP tuned on human choices.
     PickScore(pick_score::PickScore),
+    /// A head over BLIP, trained on human rankings.
+    ImageReward(image_reward::ImageReward),
     /// The mean pixel: the planted reward.
     Brightness(brightness::Brightness),
 }
@@ -77,6 +89,9 @@ impl Config {
             Self::PickScore(config) => {
                 Reward::PickScore(pick_score::PickScore::new(config, vb, tokenizer()?)?)
             }
+            Self::ImageReward(config) => {
+                Reward::ImageReward(image_reward::ImageReward::new(config, vb, tokenizer()?)?)
+            }
             Self::Brightness(config) => Reward::Brightness(brightness::Brightness::new(config)),
         })
     }
@@ -89,8 +104,20 @@ impl Reward {
             Self::Clip(reward) => Some(reward.scorer()),
             Self::Hps(reward) => Some(reward.scorer()),
             Self::PickScore(reward) => Some(reward.scorer()),
-            Self::Aesthetic(_) | Self::Brightness(_) => None,
+            Self::Aesthetic(_) | Self::ImageReward(_) | Self::Brightness(_) => None,
         }
+    }
+
+    /// What a reward that reads prompts leaves out of one that is longer than its context, as its reference does.
+    ///
+    /// # Errors
+    /// Where the tokenizer refuses the prompt.
+    pub fn cut(&self, prompt: &str) -> Result<Option<Cut>> {
+        let tokenizer = match self {
+            Self::ImageReward(reward) => Some(reward.tokenizer()),
+            _ => self.scorer().map(Scorer::tokenizer),
+        };
+        tokenizer.map_or(Ok(None), |tokenizer| tokenizer.cut(prompt))
     }
 
     /// One score for each (image, prompt).
@@ -110,6 +137,7 @@ impl Reward {
             Self::Aesthetic(reward) => reward.score(images, prompts),
             Self::Hps(reward) => reward.score(images, prompts),
             Self::PickScore(reward) => reward.score(images, prompts),
+            Self::ImageReward(reward) => reward.score(images, prompts),
             Self::Brightness(reward) => reward.score(images, prompts),
         }
     }

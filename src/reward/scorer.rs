@@ -6,13 +6,12 @@ use candle_core::{Device, Tensor};
 use candle_nn::VarBuilder;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use super::BATCH;
+use super::preprocess::{Preprocessing, Square};
+use crate::error::Result;
 use crate::models::clip::{self, Clip, VisionTower};
 use crate::models::tokenizer::Tokenizer;
 use crate::pixels::Image;
-
-/// Images or prompts in one pass through a tower: enough to fill the cores, little enough for any memory.
-const BATCH: usize = 64;
 
 /// How bytes become the numbers that an image tower takes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,65 +21,63 @@ pub struct Pixels {
     pub mean: [f64; 3],
     /// Divides each channel afterwards.
     pub std: [f64; 3],
+    /// What makes a picture of any size the tower's square.
+    #[serde(default, skip_serializing_if = "Preprocessing::is_none")]
+    pub preprocessing: Preprocessing,
 }
 
 impl Default for Pixels {
-    /// OpenAI's constants, which every public CLIP here uses.
+    /// OpenAI's constants, which every public CLIP here uses, for pictures that have the tower's size.
     fn default() -> Self {
         Self {
             mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
             std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+            preprocessing: Preprocessing::None,
         }
     }
 }
 
 impl Pixels {
-    /// Images as a tensor (B, 3, H, W), each channel `(byte / 255 − mean) / std`.
+    /// Images as a tensor (B, 3, `size`, `size`), each channel `(value − mean) / std` of what the preprocessing gives.
     ///
     /// # Errors
-    /// Where the images differ in size.
-    pub fn tensor(&self, images: &[&Image], device: &Device) -> Result<Tensor> {
-        let (width, height) = images.first().map_or((0, 0), |image| (image.width(), image.height()));
-        let mut values = vec![0f32; images.len() * 3 * width * height];
+    /// Where the preprocessing refuses an image.
+    pub fn tensor(&self, images: &[&Image], size: usize, device: &Device) -> Result<Tensor> {
+        let plane = size * size;
+        let mut values = vec![0f32; images.len() * 3 * plane];
         let table: Vec<[f32; 256]> = (0..3)
             .map(|c| std::array::from_fn(|byte| ((byte as f64 / 255.0 - self.mean[c]) / self.std[c]) as f32))
             .collect();
-        let plane = width * height;
         for (image, out) in images.iter().zip(values.chunks_exact_mut(3 * plane)) {
-            if (image.width(), image.height()) != (width, height) {
-                return Err(Error::Shape(format!(
-                    "images of {width}×{height} and {}×{} in one batch",
-                    image.width(),
-                    image.height()
-                )));
-            }
-            for (i, pixel) in image.rgb().chunks_exact(3).enumerate() {
-                for c in 0..3 {
-                    out[c * plane + i] = table[c][usize::from(pixel[c])];
+            match self.preprocessing.apply(image, size)? {
+                Square::Bytes(square) => {
+                    for (i, pixel) in square.rgb().chunks_exact(3).enumerate() {
+                        for c in 0..3 {
+                            out[c * plane + i] = table[c][usize::from(pixel[c])];
+                        }
+                    }
+                }
+                Square::Numbers(square) => {
+                    let (mean, std) = (self.mean.map(|x| x as f32), self.std.map(|x| x as f32));
+                    for (i, (out, value)) in out.iter_mut().zip(square.values()).enumerate() {
+                        *out = (value - mean[i / plane]) / std[i / plane];
+                    }
                 }
             }
         }
-        Ok(Tensor::from_vec(values, (images.len(), 3, height, width), device)?)
+        Ok(Tensor::from_vec(values, (images.len(), 3, size, size), device)?)
     }
 
     /// Unit image embeddings, one row for each image.
     ///
     /// # Errors
-    /// Where an image has another size than the tower takes.
+    /// Where the preprocessing refuses an image.
     pub fn embed(&self, tower: &VisionTower, images: &[Image], device: &Device) -> Result<Vec<Vec<f32>>> {
-        let size = tower.image_size();
-        if let Some(odd) = images.iter().find(|image| (image.width(), image.height()) != (size, size)) {
-            return Err(Error::Shape(format!(
-                "an image of {}×{}: this reward takes {size}×{size}; resize and crop it as the reward's own \
-                 preprocessing does",
-                odd.width(),
-                odd.height()
-            )));
-        }
         let mut rows = Vec::with_capacity(images.len());
         for chunk in images.chunks(BATCH) {
             let chunk: Vec<&Image> = chunk.iter().collect();
-            rows.extend(clip::unit(&tower.embeddings(&self.tensor(&chunk, device)?)?)?.to_vec2::<f32>()?);
+            let pixels = self.tensor(&chunk, tower.image_size(), device)?;
+            rows.extend(clip::unit(&tower.embeddings(&pixels)?)?.to_vec2::<f32>()?);
         }
         Ok(rows)
     }
@@ -143,6 +140,11 @@ impl Scorer {
     pub fn cosines(&self, images: &[Image], prompts: &[String]) -> Result<Vec<f64>> {
         let (images, prompts) = (self.embed_images(images)?, self.embed_prompts(prompts)?);
         Ok(images.iter().zip(&prompts).map(|(image, prompt)| cosine(image, prompt)).collect())
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
     }
 
     /// The CLIP's inverse temperature, `exp(logit_scale)`.

@@ -15,6 +15,7 @@ mod objective;
 mod pipeline;
 mod ppd_step;
 mod reward;
+mod score;
 mod seeded;
 mod stage_c;
 mod stats;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
-use ppd::models::clip;
 use ppd::models::tokenizer::Tokenizer;
+use ppd::models::{blip, clip};
 use ppd::pixels::Image;
 use ppd::reward::{self, Config, Pixels, Reward, aesthetic};
 use ppd::rng::stream;
@@ -71,6 +71,27 @@ fn open(kind: &str) -> Reward {
         "pick-score" => Config::PickScore(reward::pick_score::Config { clip, pixels }),
         "aesthetic" => Config::Aesthetic(aesthetic::Config {
             vision: clip.vision_config,
+            pixels,
+            head: aesthetic::HeadConfig { widths: [16, 8, 8, 4] },
+        }),
+        "image-reward" => Config::ImageReward(reward::image_reward::Config {
+            vision: blip::VisionConfig {
+                hidden_size: 32,
+                intermediate_size: 64,
+                num_hidden_layers: 2,
+                num_attention_heads: 2,
+                image_size: 16,
+                patch_size: 4,
+            },
+            text: blip::TextConfig {
+                vocab_size: 8,
+                hidden_size: 32,
+                intermediate_size: 64,
+                num_hidden_layers: 2,
+                num_attention_heads: 2,
+                max_position_embeddings: 32,
+                ..Default::default()
+            },
             pixels,
             head: aesthetic::HeadConfig { widths: [16, 8, 8, 4] },
         }),

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
+use super::super::blocks;
 use super::block::{Block, BlockConfig, LayerNorm, Layout, normal};
 use super::config::VisionConfig;
 use crate::error::{Error, Result};
@@ -107,14 +108,8 @@ impl VisionTower {
                 pixels.dims()
             )));
         }
-        let (side, width) = (size / patch, self.class_embedding.dim(0)?);
-        let patches = pixels
-            .narrow(2, 0, side * patch)?
-            .narrow(3, 0, side * patch)?
-            .reshape((batch, 3, side, patch, side, patch))? // (B, 3, h, p, w, p)
-            .permute((0, 2, 4, 1, 3, 5))?
-            .reshape((batch, side * side, 3 * patch * patch))?; // (B, h·w, 3·p·p)
-        // A convolution whose stride is its size is a linear map of patches.
+        let width = self.class_embedding.dim(0)?;
+        let patches = blocks::patches(pixels, patch)?; // (B, h·w, 3·p·p)
         let patches = nn::linear(&patches, &self.patch_embedding.flatten_from(1)?, None)?; // (B, h·w, D)
         let class = self.class_embedding.reshape((1, 1, width))?.broadcast_as((batch, 1, width))?;
         let xs = Tensor::cat(&[&class.contiguous()?, &patches], 1)?; // (B, 1 + h·w, D)
