@@ -10,6 +10,7 @@ use crate::models::tokenizer::{DESK_CONTEXT, DESK_PAD, Tokenizer};
 use crate::nn::workers::Workers;
 use crate::pixels::Image;
 use crate::reward::{self, Reward, retrieval};
+use crate::reward_checkpoint::{self, Files};
 use crate::scenes;
 use crate::weights::Weights;
 
@@ -27,16 +28,11 @@ const BATCH: usize = 16;
 const ALIGNMENT: &str = "alignment";
 
 impl Scorers {
-    /// Opens each reward from its weights; `reward.json` and, where the reward reads prompts, `tokenizer.json` stand
-    /// beside them. `measured` names statistics of the pixels.
+    /// Opens each reward from its files. `measured` names statistics of the pixels.
     ///
     /// # Errors
     /// Where a file is missing or damaged, or a statistic unknown.
-    pub fn open(
-        rewards: &[(String, std::path::PathBuf)],
-        measured: &[String],
-        device: &Device,
-    ) -> Result<Self> {
+    pub fn open(rewards: &[(String, Files)], measured: &[String], device: &Device) -> Result<Self> {
         let blank = Image::new(scenes::SIDE, scenes::SIDE, vec![0; 3 * scenes::SIDE * scenes::SIDE]);
         let known: Vec<&str> = scenes::measure(&blank).pairs().iter().map(|(name, _)| *name).collect();
         if let Some(name) = measured.iter().find(|name| *name != ALIGNMENT && !known.contains(&name.as_str()))
@@ -48,7 +44,18 @@ impl Scorers {
         }
         let rewards = rewards
             .iter()
-            .map(|(name, path)| Ok((name.clone(), open_reward(path, device)?)))
+            .map(|(name, files)| {
+                let reward = match &files.published {
+                    None => open_reward(&files.weights, device)?,
+                    Some(published) => reward_checkpoint::open(
+                        *published,
+                        &files.weights,
+                        files.backbone.as_deref(),
+                        device,
+                    )?,
+                };
+                Ok((name.clone(), reward))
+            })
             .collect::<Result<_>>()?;
         Ok(Self { rewards, measured: measured.to_vec() })
     }
@@ -126,7 +133,8 @@ impl Scorers {
     }
 }
 
-/// Opens the reward whose weights lie at `path`.
+/// Opens the desk's reward whose weights lie at `path`; `reward.json` and, where the reward reads prompts, `tokenizer.json`
+/// stand beside them.
 ///
 /// # Errors
 /// Where its files are missing or damaged.

@@ -28,6 +28,17 @@ use crate::reward::{
 };
 use crate::weights::Weights;
 
+/// What a reward is opened from.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// Its weights: a file, or the folder of a public checkpoint.
+    pub weights: PathBuf,
+    /// Which public model it is; none: one of the desk's.
+    pub published: Option<Published>,
+    /// The public checkpoint that lends it what it comes without.
+    pub backbone: Option<PathBuf>,
+}
+
 /// Opens a public reward model from `weights`, a file or a folder; the aesthetic head needs a CLIP's as `backbone`, and the
 /// others may borrow its configuration and tokenizer.
 ///

@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 use candle_core::Device;
 use ppd::encoder::Encoder;
-use ppd::pixels::{Filter, Image};
-use ppd::reward::Pixels;
+use ppd::pixels::Image;
+use ppd::reward::{Pixels, Preprocessing};
 use serde_json::json;
 
 use crate::measured::{Measured, circumstances, time};
@@ -29,16 +29,10 @@ pub fn preprocess(reps: usize) -> Result<Measured> {
         Image::new(WIDTH, HEIGHT, row.iter().map(|value| ((value + 1.0) * 128.0) as u8).collect())
     };
     let pictures: Vec<Image> = values.iter().map(picture).collect();
-    let pixels = Pixels::default();
-    let (seconds, out) = time(reps, || {
-        let ready = pictures.iter().map(|picture| {
-            let resized = picture.resized_shortest(REWARD_SIDE, Filter::Bicubic)?;
-            let left = (resized.width() - REWARD_SIDE) / 2;
-            resized.cropped(left, 0, REWARD_SIDE, REWARD_SIDE)
-        });
-        let ready = ready.collect::<ppd::error::Result<Vec<_>>>()?;
-        Ok(pixels.tensor(&ready.iter().collect::<Vec<_>>(), &Device::Cpu)?)
-    })?;
+    // The same two steps as torchvision's transforms: the resize and crop, then the constants.
+    let pixels = Pixels { preprocessing: Preprocessing::OpenClip, ..Pixels::default() };
+    let pictures: Vec<&Image> = pictures.iter().collect();
+    let (seconds, out) = time(reps, || Ok(pixels.tensor(&pictures, REWARD_SIDE, &Device::Cpu)?))?;
     let mut shape = json!({"pictures": shape, "side": REWARD_SIDE});
     circumstances(&mut shape, &out, 1);
     Ok(Measured { shape, seconds, check: vec![mean_square(&out)?] })

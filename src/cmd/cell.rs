@@ -369,8 +369,8 @@ impl<'a> Laboratory<'a> {
             let rewards = spec.scores().into_iter().filter(is_model);
             let rewards = rewards
                 .map(|name| {
-                    let path = self.plan.weights(&name)?;
-                    Ok((name, path))
+                    let files = spec.profile.reward_in(&self.plan.places.assets, &name)?;
+                    Ok((name, files))
                 })
                 .collect::<Result<Vec<_>>>()?;
             Scorers::open(&rewards, measured, &self.compute.device)

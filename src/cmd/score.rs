@@ -143,10 +143,13 @@ pub(super) fn open(
     let twins = profile.rewards.iter().map(|reward| Profile::twin(reward));
     let mut rewards = Vec::new();
     for name in profile.rewards.iter().cloned().chain(twins) {
-        match profile.weights.get(&name).map(|file| global.assets.join(file)) {
-            Some(weights) if weights.exists() => rewards.push((name, weights)),
-            Some(weights) => note(&format!("{name}: {} is not there, left out", weights.display())),
-            None => {}
+        if !profile.names_weights(&name) {
+            continue;
+        }
+        match profile.reward_in(&global.assets, &name) {
+            Ok(files) if files.weights.exists() => rewards.push((name, files)),
+            Ok(files) => note(&format!("{name}: {} is not there, left out", files.weights.display())),
+            Err(fault) => note(&format!("{name}: left out; {fault}")),
         }
     }
     Scorers::open(&rewards, &profile.measured, device)

@@ -5,8 +5,11 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A public reward model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum Published {
     /// OpenCLIP ViT-H/14.
     Clip,
@@ -64,6 +67,23 @@ impl Published {
     /// The one of this name.
     pub fn of(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|published| published.name() == name)
+    }
+}
+
+impl TryFrom<String> for Published {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        Self::of(&name).ok_or_else(|| {
+            let known = Self::ALL.map(Self::name).join(", ");
+            format!("unknown public reward model `{name}`, expected one of {known}")
+        })
+    }
+}
+
+impl From<Published> for String {
+    fn from(published: Published) -> Self {
+        published.name().to_owned()
     }
 }
 

@@ -27,7 +27,7 @@ use crate::units::{Digest, Seed};
 pub use claim::Claim;
 pub use method::{Condition, Conditioning, Labels, Method, Role};
 pub use plan::{Cell, Estimate, Places, Plan, SCHEMA, weights_digest};
-pub use profile::{Cost, Precision, Profile};
+pub use profile::{Cost, Precision, Profile, PublicReward};
 pub use settings::{Adapter, Data, Prompts, Rewards, Sample, Seeds, Train};
 
 use source::{Node, Problems, Sources, name_of};

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::base::Pictures;
 use crate::error::{Error, Result, nearest};
 use crate::hub::{self, Artefact, Hub, Located};
+use crate::reward::Published;
+use crate::reward_checkpoint;
 
 /// `experiments/profiles/<name>.toml`, less its `[set]` and `[quick]` layers, which change experiments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,6 +36,9 @@ pub struct Profile {
     /// Models and data sets of others, by the same names; `ppd fetch` brings them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub artefacts: BTreeMap<String, Artefact>,
+    /// Which public model each reward is; one that is not named here is the desk's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub published: BTreeMap<String, PublicReward>,
     /// The precision of the denoiser's weights and activations.
     #[serde(default)]
     pub precision: Precision,
@@ -51,6 +56,17 @@ pub struct Profile {
     /// What work costs on one core, for estimates.
     #[serde(default)]
     pub cost: Cost,
+}
+
+/// A reward that is one of the public models.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublicReward {
+    /// Which.
+    pub model: Published,
+    /// The artefact that lends it what it comes without: a CLIP's image tower, a tokenizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backbone: Option<String>,
 }
 
 /// The precision of the denoiser; adapters and their optimiser are in single precision either way.
@@ -106,6 +122,25 @@ impl Profile {
     /// Where the profile names none.
     pub fn weights_in(&self, assets: &Path, model: &str) -> Result<PathBuf> {
         self.file(assets, "weights", &self.weights, model)
+    }
+
+    /// Whether the profile names weights for a model.
+    pub fn names_weights(&self, model: &str) -> bool {
+        self.weights.contains_key(model) || self.artefacts.get(model).is_some_and(|artefact| !artefact.data)
+    }
+
+    /// The files that a reward is opened from.
+    ///
+    /// # Errors
+    /// As [`Profile::weights_in`].
+    pub fn reward_in(&self, assets: &Path, reward: &str) -> Result<reward_checkpoint::Files> {
+        let public = self.published.get(reward);
+        let backbone = public.and_then(|public| public.backbone.as_deref());
+        Ok(reward_checkpoint::Files {
+            weights: self.weights_in(assets, reward)?,
+            published: public.map(|public| public.model),
+            backbone: backbone.map(|name| self.weights_in(assets, name)).transpose()?,
+        })
     }
 
     /// The file of a data set under an assets folder.

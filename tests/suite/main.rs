@@ -12,6 +12,7 @@ mod house;
 mod llava_onevision;
 mod local_hub;
 mod objective;
+mod paper;
 mod pipeline;
 mod ppd_step;
 mod reward;

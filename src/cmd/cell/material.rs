@@ -48,7 +48,10 @@ impl Laboratory<'_> {
         if rewards.is_empty() {
             return Ok(scores);
         }
-        let weights: Vec<String> = rewards.iter().map(|reward| format!("weights/{reward}")).collect();
+        let published = &self.plan.spec.profile.published;
+        let backbones = rewards.iter().filter_map(|reward| published.get(*reward)?.backbone.as_deref());
+        let models = rewards.iter().copied().chain(backbones);
+        let weights: Vec<String> = models.map(|model| format!("weights/{model}")).collect();
         let inputs: Vec<&str> = weights.iter().map(String::as_str).chain(["data/pairs"]).collect();
         let shards = self.shards("scores", &inputs, count, PAIRS_PER_SHARD).in_single_precision();
         let origin = self.plan.data("pairs")?;

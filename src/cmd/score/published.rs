@@ -11,9 +11,9 @@ use crate::data::to_score::{self, Item};
 use crate::error::{Error, Result};
 use crate::image;
 use crate::pixels::Image;
+use crate::record::replace_file;
 use crate::reward::{Published, Reward};
 use crate::reward_checkpoint;
-use crate::record::replace_file;
 
 /// Pictures that are in memory at a time.
 const CHUNK: usize = 64;
