@@ -448,7 +448,7 @@ fn the_papers_profile_names_every_artefact() {
     // A study says all that is not here, each with the command that fetches it.
     let output = Command::new(env!("CARGO_BIN_EXE_ppd"))
         .current_dir(root.path())
-        .args(["reproduce", "table1", "--profile", "paper", "--dry-run"])
+        .args(["reproduce", "table1", "--profile", "paper"])
         .env("HF_HOME", root.path())
         .output()
         .unwrap();
