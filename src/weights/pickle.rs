@@ -137,7 +137,7 @@ fn entries(map: &[u8]) -> std::result::Result<(Vec<u8>, HashMap<String, Storage>
             .into());
     }
     let broken = |fault: String| {
-        format!("not a whole PyTorch checkpoint ({} bytes): {fault}; fetch it again", map.len())
+        format!("not a PyTorch zip checkpoint ({} bytes): {fault}; fetch it again", map.len())
     };
     let mut zip = ZipArchive::new(Cursor::new(map)).map_err(|fault| broken(fault.to_string()))?;
     let (mut pickle, mut storages) = (None, HashMap::new());
@@ -207,6 +207,3 @@ fn gather(bytes: &[u8], stored: &Stored, size: usize) -> Option<Vec<u8>> {
     }
     Some(packed)
 }
-
-#[cfg(test)]
-mod tests;
