@@ -13,21 +13,18 @@ use crate::image;
 use crate::pixels::Image;
 use crate::record::replace_file;
 use crate::reward::{Published, Reward};
-use crate::reward_checkpoint;
+use crate::reward_checkpoint::{self, Files};
+use crate::spec::{Request, Spec};
 
 /// Pictures that are in memory at a time.
 const CHUNK: usize = 64;
 
 pub(super) fn run(arguments: &Table, published: Published, global: &Global) -> anyhow::Result<Verdict> {
-    let weights = arguments.weights.as_ref().ok_or_else(|| {
-        Error::Spec(format!(
-            "--reward {published} needs its checkpoint: name a file or folder with --weights PATH"
-        ))
-    })?;
     if global.json {
         return Err(Error::Spec("--reward writes a CSV: leave --json out".into()).into());
     }
     let (items, origin) = items(arguments)?;
+    let files = files(arguments, published, global)?;
     if let Some(out) = &arguments.out {
         writable(out)?;
     }
@@ -39,7 +36,7 @@ pub(super) fn run(arguments: &Table, published: Published, global: &Global) -> a
     }
     let progress = progress(global)?;
     let Compute { device, workers, .. } = global.compute()?;
-    let reward = reward_checkpoint::open(published, weights, arguments.backbone.as_deref(), &device)?;
+    let reward = reward_checkpoint::open(published, &files.weights, files.backbone.as_deref(), &device)?;
     progress.begin("score", items.len());
     let mut writer = csv::Writer::from_writer(Vec::new());
     writer.write_record(["image", "prompt", "reward", "version", "score"])?;
@@ -101,6 +98,29 @@ pub(super) fn run(arguments: &Table, published: Published, global: &Global) -> a
         None => print!("{}", String::from_utf8(table)?),
     }
     Ok(Verdict::Done)
+}
+
+/// The checkpoint that was named, or the one that the profile pins: the paper's, where the chosen one pins none.
+fn files(arguments: &Table, published: Published, global: &Global) -> Result<Files> {
+    if let Some(weights) = &arguments.weights {
+        return Ok(Files {
+            weights: weights.clone(),
+            published: Some(published),
+            backbone: arguments.backbone.clone(),
+        });
+    }
+    for profile in [global.profile.as_str(), super::super::fetch::PROFILE] {
+        let request = Request { profile: profile.to_owned(), ..global.request("table1") };
+        let profile = Spec::load(&request)?.profile;
+        let pinned = profile.published.iter().find(|(_, public)| public.model == published);
+        if let Some((name, _)) = pinned {
+            let files = profile.reward_in(&global.assets, name)?;
+            return Ok(Files { backbone: arguments.backbone.clone().or(files.backbone), ..files });
+        }
+    }
+    Err(Error::Spec(format!(
+        "--reward {published}: no profile pins its checkpoint; name a file or folder with --weights PATH"
+    )))
 }
 
 /// The pictures to score, and the list that names them.
