@@ -11,7 +11,7 @@
 mod reference;
 mod step;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
@@ -89,6 +89,8 @@ pub struct Pairs {
     pub caption: Vec<usize>,
     /// Conditioning tokens of the empty caption, (1, N, D).
     pub empty: Tensor,
+    /// Pairs of which a picture cannot be decoded: they have no latents, and no example may name them.
+    pub broken: BTreeSet<usize>,
 }
 
 /// Rows of tensors, wherever they are.

@@ -139,8 +139,18 @@ impl<'a> Laboratory<'a> {
     fn train(&self, cell: &Cell, key: &str, folder: &Path, progress: &Progress) -> Result<Trained> {
         let collective = &*self.compute.collective;
         let prepare = || {
-            let (settings, examples) = (self.settings(cell)?, self.examples(cell)?);
-            Ok((settings, examples, self.reference(cell)?, self.base()?, self.pairs()?))
+            let (settings, mut examples) = (self.settings(cell)?, self.examples(cell)?);
+            let pairs = self.pairs()?;
+            examples.retain(|example| !pairs.broken.contains(&example.pair));
+            if !pairs.broken.is_empty() {
+                let (broken, all) = (pairs.broken.len(), pairs.len());
+                progress.note(&format!(
+                    "{broken} of {all} pairs have a picture that cannot be decoded, and are left out (the first is pair {}); \
+                     `ppd data inspect` says more",
+                    pairs.broken.first().copied().unwrap_or_default()
+                ));
+            }
+            Ok((settings, examples, self.reference(cell)?, self.base()?, pairs))
         };
         let (settings, examples, reference, base, pairs) = collective::agree(prepare(), collective)?;
         let workers = &self.compute.workers;

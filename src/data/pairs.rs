@@ -1,9 +1,10 @@
 //! Preference pairs from wherever they lie, one after the other: Pick-a-Pic's parquet shards, a folder of one's own with
 //! `pairs.csv`, or webdataset tars. A few dozen pairs are in memory at a time, however many there are.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use crate::data::pick_a_pic::{self, Batches, Columns};
+use crate::data::pick_a_pic::{self, Batches, Columns, Rows};
 use crate::data::{Preference, Split, own};
 use crate::error::{Error, Result};
 
@@ -63,6 +64,69 @@ impl Store {
             Self::Parquet(files) => format!("{} parquet file(s)", files.len()),
             Self::Folder(_) => format!("a folder with {}", own::LIST),
             Self::Tars(files) => format!("{} tar(s)", files.len()),
+        }
+    }
+
+    /// Every file that it consists of, in one order: what its digest is made of.
+    ///
+    /// # Errors
+    /// Where a folder cannot be listed.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        let folder = match self {
+            Self::Parquet(files) | Self::Tars(files) => return Ok(files.clone()),
+            Self::Folder(folder) => folder,
+        };
+        let mut files = Vec::new();
+        for entry in walkdir::WalkDir::new(folder).sort_by_file_name() {
+            let entry = entry.map_err(|fault| Error::data(folder, format!("cannot be listed: {fault}")))?;
+            if entry.file_type().is_file() {
+                files.push(entry.into_path());
+            }
+        }
+        Ok(files)
+    }
+
+    /// All pairs without their pictures, in the order of files and rows.
+    ///
+    /// # Errors
+    /// As [`Store::each`].
+    pub fn load(&self) -> Result<Vec<Preference>> {
+        let mut pairs = Vec::new();
+        self.each(false, &mut |pair| {
+            pairs.push(pair);
+            Ok(())
+        })?;
+        Ok(pairs)
+    }
+
+    /// Some pairs with their pictures, by their places in that order. Ranges are best asked for in their order: parquet
+    /// files are then read once, whatever `reader` has passed.
+    ///
+    /// # Errors
+    /// Where there are fewer, and as [`Store::each`].
+    pub fn take(&self, range: Range<usize>, reader: &mut Option<Rows>) -> Result<Vec<Preference>> {
+        if let Self::Parquet(files) = self {
+            let behind = reader.as_ref().is_some_and(|rows| rows.position() > range.start);
+            if behind || reader.is_none() {
+                *reader = Some(Rows::of(files.clone(), Columns::All));
+            }
+            return reader.as_mut().expect("it was opened").take(range);
+        }
+        let (mut place, mut taken) = (0, Vec::with_capacity(range.len()));
+        let read = self.each(true, &mut |pair| {
+            if place >= range.end {
+                return Err(Error::Stopped);
+            }
+            if range.contains(&place) {
+                taken.push(pair);
+            }
+            place += 1;
+            Ok(())
+        });
+        match read {
+            Ok(()) | Err(Error::Stopped) if taken.len() == range.len() => Ok(taken),
+            Ok(()) => Err(Error::Shape(format!("pairs {range:?} of {place}"))),
+            Err(fault) => Err(fault),
         }
     }
 

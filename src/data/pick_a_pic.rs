@@ -278,10 +278,19 @@ impl Rows {
     /// # Errors
     /// As [`shards`].
     pub fn open(path: impl AsRef<Path>, split: Split, columns: Columns) -> Result<Self> {
-        let mut files = shards(&path, split)?;
+        Ok(Self::of(shards(path, split)?, columns))
+    }
+
+    /// The rows of these files, in their order.
+    pub fn of(mut files: Vec<PathBuf>, columns: Columns) -> Self {
+        let path = files.first().cloned().unwrap_or_default();
         files.reverse();
-        let path = path.as_ref().to_path_buf();
-        Ok(Self { files, columns, open: None, ahead: VecDeque::new(), next: 0, path })
+        Self { files, columns, open: None, ahead: VecDeque::new(), next: 0, path }
+    }
+
+    /// The number of the next row.
+    pub fn position(&self) -> usize {
+        self.next
     }
 
     /// How many rows lie ahead.

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::source::Problems;
 use super::{Conditioning, Cost, Labels, Method, Profile, Spec};
+use crate::data::pairs::Store;
 use crate::data::{Split, pick_a_pic, prompts, scores};
 use crate::error::{Error, Result};
 use crate::hub::{self, Hub};
@@ -475,11 +476,14 @@ pub fn weights_digest(path: &Path, profile: &str) -> Result<Digest> {
     Ok(Digest::of(serde_json::to_string(&files).expect("names and digests print as JSON").as_bytes()))
 }
 
-/// The digest of preference pairs: their parquet files and, beside a single file, the rewards' scores.
+/// The digest of preference pairs: their files and, beside a single file, the rewards' scores.
 fn pairs_digest(path: &Path) -> Result<Digest> {
-    let mut files = pick_a_pic::shards(path, Split::Train)?;
-    for shard in &files {
-        pick_a_pic::Batches::open(shard, pick_a_pic::Columns::All)?;
+    let store = Store::at(path, Split::Train)?;
+    let mut files = store.files()?;
+    if let Store::Parquet(shards) = &store {
+        for shard in shards {
+            pick_a_pic::Batches::open(shard, pick_a_pic::Columns::All)?;
+        }
     }
     files.extend(Some(path.with_extension("scores.csv")).filter(|scores| scores.exists()));
     pick_a_pic::digest(&files)

@@ -15,6 +15,8 @@ use crate::{decoder, pipeline, seeded};
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
 /// Pairs of the data set, in two files.
 const PAIRS: usize = 14;
+/// The pair of which a picture cannot be decoded.
+const BROKEN: usize = 7;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(FIXTURES).join(name)
@@ -34,7 +36,10 @@ fn pairs(path: &Path, numbers: std::ops::Range<usize>) {
     let rows: Vec<Preference> = numbers
         .map(|number| Preference {
             caption: format!("a picture, number {}", number % 5),
-            images: Some([picture(number, 0), picture(number, 1)]),
+            images: Some([
+                picture(number, 0),
+                if number == BROKEN { b"torn".to_vec() } else { picture(number, 1) },
+            ]),
             label: Some(if number % 3 == 0 { [0.0, 1.0] } else { [1.0, 0.0] }),
             user_id: Some(number as i64 % 4),
             ranking_id: Some(number as i64),
@@ -168,6 +173,7 @@ fn the_papers_study_runs_from_the_hub_to_the_table() {
 
     let (code, out, err) = run.ppd(&study, &offline);
     assert_eq!(code, 0, "{out}\n{err}");
+    assert!(err.contains("1 of 14 pairs have a picture that cannot be decoded"), "none is silent: {err}");
     let first = rows(root.path());
     // The base, with a second noise, five models without users, two with three: on two prompts each.
     let count: usize = first.iter().map(|rows| rows.lines().count() - 1).sum();

@@ -112,6 +112,7 @@ fn pairs(base: &Base, count: usize) -> Pairs {
         tokens: Rows::Memory(base.prior.conditioning_tokens(&captions).unwrap()),
         caption: (0..count).collect(),
         empty: base.prior.conditioning_tokens(&[String::new()]).unwrap(),
+        broken: std::collections::BTreeSet::new(),
     }
 }
 

@@ -1,12 +1,15 @@
 //! What a training learns from: the pairs with their scores, as latents and conditioning tokens kept in the cache.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 
 use super::{Laboratory, get_or_open};
+use crate::base::Base;
 use crate::cache::{Layout, Shards};
-use crate::data::{Preference, Split, pick_a_pic, scores};
+use crate::data::pairs::Store;
+use crate::data::{Preference, Split, scores};
 use crate::error::{Error, Result};
 use crate::pixels::Image;
 use crate::spec::{Labels, Precision, Profile};
@@ -24,8 +27,7 @@ impl Laboratory<'_> {
     pub(super) fn preferences(&self) -> Result<&(Vec<Preference>, scores::Scores)> {
         get_or_open(&self.preferences, || {
             let path = self.plan.data("pairs")?;
-            let columns = pick_a_pic::Columns::WithoutImages;
-            let mut preferences = pick_a_pic::load(&path, Split::Train, columns)?;
+            let mut preferences = Store::at(&path, Split::Train)?.load()?;
             let beside = path.with_extension("scores.csv");
             let mut scores = match beside.exists() {
                 true => scores::read(&beside, &preferences)?,
@@ -55,24 +57,29 @@ impl Laboratory<'_> {
         let inputs: Vec<&str> = weights.iter().map(String::as_str).chain(["data/pairs"]).collect();
         let shards = self.shards("scores", &inputs, count, PAIRS_PER_SHARD).in_single_precision();
         let origin = self.plan.data("pairs")?;
-        let mut pictures = pick_a_pic::Rows::open(&origin, Split::Train, pick_a_pic::Columns::All)?;
+        let (store, mut reader) = (Store::at(&origin, Split::Train)?, None);
         shards.fill(|rows| {
-            let (pairs, scorers) = (pictures.take(rows.clone())?, self.scorers()?);
+            let (pairs, scorers) = (store.take(rows.clone(), &mut reader)?, self.scorers()?);
             let mut of_reward: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
             // A few pictures at a time: they are larger than what is said of them.
             for pairs in pairs.chunks(ENCODED_AT_ONCE) {
-                let images = pairs.iter().flat_map(|pair| [pair.image(0, &origin), pair.image(1, &origin)]);
-                let images = images.collect::<Result<Vec<Image>>>()?;
-                let prompts: Vec<String> =
-                    pairs.iter().flat_map(|pair| vec![pair.caption.clone(); 2]).collect();
-                for scored in scorers.score(&images, &prompts, &self.compute.workers)? {
-                    for &reward in &rewards {
-                        let score = scored.get(reward).ok_or_else(|| {
-                            Error::Spec(format!(
-                                "`{reward}` is to label pairs, but is no score of this study"
-                            ))
-                        })?;
-                        of_reward.entry(reward).or_default().push(*score as f32);
+                let (whole, images) = decoded(pairs, &origin);
+                let seen = pairs.iter().zip(&whole).filter(|(_, whole)| **whole);
+                let prompts: Vec<String> = seen.flat_map(|(pair, _)| vec![pair.caption.clone(); 2]).collect();
+                let mut scored = scorers.score(&images, &prompts, &self.compute.workers)?.into_iter();
+                for whole in whole {
+                    for _ in 0..2 {
+                        // Equal scores, which choose neither side, stand for a pair that cannot be seen.
+                        let of_picture =
+                            if whole { scored.next().unwrap_or_default() } else { BTreeMap::new() };
+                        for &reward in &rewards {
+                            let score = match of_picture.get(reward) {
+                                Some(score) => *score as f32,
+                                None if !whole => 0.0,
+                                None => return Err(no_score(reward)),
+                            };
+                            of_reward.entry(reward).or_default().push(score);
+                        }
                     }
                 }
             }
@@ -94,8 +101,11 @@ impl Laboratory<'_> {
         get_or_open(&self.pairs, || {
             let captions = self.preferences()?.0.iter().map(|pair| pair.caption.as_str());
             let (distinct, caption) = distinct(captions);
+            let latents = self.latents(caption.len())?;
+            let whole = latents.read_all(WHOLE, DType::F32, &Device::Cpu)?.to_vec1::<f32>()?;
             Ok(Pairs {
-                latents: Rows::Kept(self.latents(caption.len())?, "latents"),
+                latents: Rows::Kept(latents, "latents"),
+                broken: (0..whole.len()).filter(|&pair| whole[pair] == 0.0).collect(),
                 tokens: Rows::Kept(self.tokens(&distinct)?, "tokens"),
                 caption,
                 empty: self.base()?.prior.conditioning_tokens(&[String::new()])?,
@@ -112,21 +122,38 @@ impl Laboratory<'_> {
             PAIRS_PER_SHARD,
         );
         let (base, origin) = (self.base()?, self.plan.data("pairs")?);
-        let mut pictures = pick_a_pic::Rows::open(&origin, Split::Train, pick_a_pic::Columns::All)?;
+        let (store, mut reader) = (Store::at(&origin, Split::Train)?, None);
         shards.fill(|rows| {
-            let pairs = pictures.take(rows.clone())?;
+            let pairs = store.take(rows.clone(), &mut reader)?;
             let batches: Vec<&[Preference]> = pairs.chunks(ENCODED_AT_ONCE).collect();
-            let encoded = self.compute.workers.map(&batches, |_, batch| -> Result<Tensor> {
-                let images = batch
-                    .iter()
-                    .flat_map(|pair| [pair.image(0, &origin), pair.image(1, &origin)])
-                    .collect::<Result<Vec<Image>>>()?;
-                let latents = base.encode(&images)?;
-                let (_, channels, height, width) = latents.dims4()?;
-                Ok(latents.reshape((batch.len(), 2, channels, height, width))?)
-            });
-            let encoded = Tensor::cat(&encoded.into_iter().collect::<Result<Vec<_>>>()?, 0)?;
-            Ok(BTreeMap::from([("latents".to_owned(), encoded)]))
+            let encoded = self.compute.workers.map(&batches, |_, batch| encode(base, batch, &origin));
+            let (mut latents, mut whole) = (Vec::new(), Vec::new());
+            for part in encoded {
+                let (of_part, flags) = part?;
+                latents.push(of_part);
+                whole.extend(flags.into_iter().map(|flag| f32::from(u8::from(flag))));
+            }
+            // A shard without any whole pair knows no shape of latents.
+            let shape = latents.iter().flatten().next().map(|some| some.dims().to_vec());
+            let shape = shape.ok_or_else(|| {
+                Error::data(&origin, format!("no pair of rows {rows:?} has two pictures that can be decoded"))
+            })?;
+            let blank = Tensor::zeros(&shape[1..], DType::F32, &base.prior.device)?;
+            let mut filled = Vec::with_capacity(rows.len());
+            let mut of_whole =
+                latents.into_iter().flatten().flat_map(|part| (0..part.dims()[0]).map(move |i| part.get(i)));
+            for &flag in &whole {
+                filled.push(if flag > 0.0 {
+                    of_whole.next().expect("each whole pair has latents")?
+                } else {
+                    blank.clone()
+                });
+            }
+            let whole = Tensor::from_vec(whole, rows.len(), &Device::Cpu)?;
+            Ok(BTreeMap::from([
+                ("latents".to_owned(), Tensor::stack(&filled, 0)?),
+                (WHOLE.to_owned(), whole),
+            ]))
         })?;
         Ok(shards)
     }
@@ -160,6 +187,40 @@ impl Laboratory<'_> {
         };
         Shards::new(&self.plan.places.cache, what, &key, rows, Layout { per_shard, precision })
     }
+}
+
+/// In the store of latents: 1 for a pair with two pictures, 0 for one of which a picture cannot be decoded.
+const WHOLE: &str = "whole";
+
+fn no_score(reward: &str) -> Error {
+    Error::Spec(format!(
+        "`{reward}` is to label pairs, but is no score of this study: add it to rewards.users"
+    ))
+}
+
+/// Which pairs have two pictures that can be decoded, and those pictures.
+fn decoded(pairs: &[Preference], origin: &Path) -> (Vec<bool>, Vec<Image>) {
+    let mut images = Vec::with_capacity(2 * pairs.len());
+    let whole = pairs.iter().map(|pair| match (pair.image(0, origin), pair.image(1, origin)) {
+        (Ok(first), Ok(second)) => {
+            images.extend([first, second]);
+            true
+        }
+        _ => false,
+    });
+    let whole = whole.collect();
+    (whole, images)
+}
+
+/// The latents of the pairs that can be seen, (pairs, 2, C, h, w), if there are any, and which these are.
+fn encode(base: &Base, pairs: &[Preference], origin: &Path) -> Result<(Option<Tensor>, Vec<bool>)> {
+    let (whole, images) = decoded(pairs, origin);
+    if images.is_empty() {
+        return Ok((None, whole));
+    }
+    let latents = base.encode(&images)?;
+    let (count, channels, height, width) = latents.dims4()?;
+    Ok((Some(latents.reshape((count / 2, 2, channels, height, width))?), whole))
 }
 
 /// Each text once, in the order of first appearance, and the place of each among them.

@@ -1,5 +1,6 @@
 //! What a study's work costs on this machine, measured on a few steps of it.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 use candle_core::Tensor;
@@ -58,6 +59,7 @@ impl Laboratory<'_> {
             tokens: Rows::Memory(base.prior.conditioning_tokens(&captions)?),
             caption: (0..PAIRS).collect(),
             empty: base.prior.conditioning_tokens(&[String::new()])?,
+            broken: BTreeSet::new(),
         };
         let user = vec![1.0; settings.adapter.user_width];
         let example = |pair| Example { pair, second_chosen: false, user: user.clone() };
