@@ -209,7 +209,7 @@ fn a_decoder_and_a_previewer_make_pictures_of_the_latents() {
     for (arguments, expected) in [
         (vec!["--decoder", "nowhere"], "stage_b.safetensors"),
         (vec!["--previewer", "nowhere.safetensors"], "nowhere.safetensors"),
-        (vec![&decoder[..], &["--previewer", previewer]].concat(), "cannot be used with"),
+        ([&decoder[..], &["--previewer", previewer]].concat(), "cannot be used with"),
         (vec!["--decoder", decoder[1], "--decoder-steps", "0"], "--decoder-steps 0"),
     ] {
         let output = run(&arguments, 1);
