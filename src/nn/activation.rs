@@ -46,7 +46,7 @@ pub enum Pointwise {
 }
 
 /// Twice `√(2/π)`: `½(1 + tanh u)` is `σ(2u)`.
-const TANH_SLOPE: f32 = 1.595_769_1;
+const TANH_SLOPE: f32 = 1.595_769_2;
 const TANH_CUBE: f32 = 0.044_715;
 
 /// Of `gelu_tanh`, the argument of its sigmoid.

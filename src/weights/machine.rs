@@ -162,7 +162,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    fn to_mark(&mut self) -> Step<Vec<Value>> {
+    fn down_to_mark(&mut self) -> Step<Vec<Value>> {
         let height = self.marks.pop().ok_or_else(|| broken("it lacks a mark"))?;
         Ok(self.stack.split_off(height.min(self.stack.len())))
     }
@@ -258,7 +258,7 @@ impl<'a> Machine<'a> {
             0x95 => drop(self.bytes(8)?), // FRAME
             b'(' => self.marks.push(self.stack.len()),
             b'0' => drop(self.pop()?),
-            b'1' => drop(self.to_mark()?),
+            b'1' => drop(self.down_to_mark()?),
             b'N' | 0x88 | 0x89 => self.push(Value::Plain)?, // NONE, NEWTRUE, NEWFALSE
             b'K' => {
                 let value = self.number(1)?;
@@ -301,12 +301,12 @@ impl<'a> Machine<'a> {
             b')' => self.tuple(0)?,
             0x85..=0x87 => self.tuple(usize::from(op - 0x84))?,
             b't' => {
-                let values = self.to_mark()?;
+                let values = self.down_to_mark()?;
                 self.push(Value::Tuple(values.into()))?;
             }
             b']' => self.list(Vec::new())?,
             b'l' => {
-                let values = self.to_mark()?;
+                let values = self.down_to_mark()?;
                 self.list(values)?;
             }
             b'a' => {
@@ -314,12 +314,12 @@ impl<'a> Machine<'a> {
                 self.append(vec![value])?;
             }
             b'e' => {
-                let values = self.to_mark()?;
+                let values = self.down_to_mark()?;
                 self.append(values)?;
             }
             b'}' => self.dict(Vec::new())?,
             b'd' => {
-                let values = self.to_mark()?;
+                let values = self.down_to_mark()?;
                 self.dict(values)?;
             }
             b's' => {
@@ -327,7 +327,7 @@ impl<'a> Machine<'a> {
                 self.set(vec![key, value])?;
             }
             b'u' => {
-                let values = self.to_mark()?;
+                let values = self.down_to_mark()?;
                 self.set(values)?;
             }
             b'c' => {
