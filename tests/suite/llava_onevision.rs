@@ -120,10 +120,10 @@ fn pixels_tokens_states_and_texts_equal_transformers() {
         let (ours, theirs) = (states(&vlm, &input), read(&golden, &format!("{name}.hidden_states")));
         let (layers, stored) = (ours.dim(0).unwrap(), theirs.dim(0).unwrap());
         close(&ours.narrow(0, layers - stored, stored).unwrap(), &theirs, TOLERANCE, name);
-        let last = vlm.model.forward(&[input.clone()], Keep::None).unwrap().last;
+        let last = vlm.model.forward(std::slice::from_ref(&input), Keep::None).unwrap().last;
         let logits = vlm.model.language_model().logits(&last).unwrap().get(0).unwrap();
         close(&logits, &read(&golden, &format!("{name}.logits")), TOLERANCE, name);
-        let some = vlm.model.next_logits(&[input.clone()], &[7, 300, 1]).unwrap();
+        let some = vlm.model.next_logits(std::slice::from_ref(&input), &[7, 300, 1]).unwrap();
         let all = values(&logits);
         close(&some, &Tensor::new(&[[all[7], all[300], all[1]]], &Device::Cpu).unwrap(), 1e-6, name);
         let decoding =
@@ -224,7 +224,8 @@ fn a_text_ends_at_its_end_token_and_the_states_are_those_before_it() {
     let (end, at) = (written[3], written.iter().position(|id| *id == written[3]).unwrap());
     let decoding =
         Decoding { max_new_tokens: 8, end_tokens: &[end], sampling: Sampling::Greedy, states: true };
-    let ended = vlm.model.generate(&[input.clone()], &decoding, &mut [], |_| Ok(())).unwrap().remove(0);
+    let ended =
+        vlm.model.generate(std::slice::from_ref(&input), &decoding, &mut [], |_| Ok(())).unwrap().remove(0);
     assert_eq!((ended.ids.as_slice(), ended.ended), (&written[..=at], true));
     // The state at the position that was read last: that of the token before the end.
     let mut longer = input;

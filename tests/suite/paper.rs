@@ -31,7 +31,7 @@ fn pairs(path: &Path, numbers: std::ops::Range<usize>) {
             [(x * (number + 1) % 256) as u8, (y * (side + 2) % 256) as u8, ((x + y) * 3 % 256) as u8]
         };
         let image = Image::new(width, height, (0..width * height).flat_map(pixel).collect());
-        image::encode(&image, if number % 2 == 0 { Format::Jpeg(90) } else { Format::Png }).unwrap()
+        image::encode(&image, if number.is_multiple_of(2) { Format::Jpeg(90) } else { Format::Png }).unwrap()
     };
     let rows: Vec<Preference> = numbers
         .map(|number| Preference {
