@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 
 use crate::error::{Error, Result};
 use crate::models::effnet::{self, EffnetEncoder, IMAGENET};
-use crate::pixels::{Floats, Image};
+use crate::pixels::{Filter, Image};
 use crate::weights::Weights;
 
 /// A frozen encoder.
@@ -71,8 +71,11 @@ pub fn prepared(pictures: &[Image], size: usize, device: &Device) -> Result<Tens
     let (mean, std) = IMAGENET;
     let mut data = Vec::with_capacity(pictures.len() * size * size * 3);
     for picture in pictures {
-        let cut = Floats::from(picture).resized_shortest(size)?.centre(size)?;
-        data.extend(cut.rgb.iter().enumerate().map(|(i, value)| (value - mean[i % 3]) / std[i % 3]));
+        let cut = picture.planes().resized_shortest(size, Filter::Bilinear)?.centre(size)?;
+        let plane = size * size;
+        // Channels last.
+        let values = (0..3 * plane).map(|i| (cut.values()[i % 3 * plane + i / 3] - mean[i % 3]) / std[i % 3]);
+        data.extend(values);
     }
     Ok(Tensor::from_vec(data, (pictures.len(), size, size, 3), device)?)
 }

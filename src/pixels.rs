@@ -1,10 +1,8 @@
 //! A picture as plain values: eight-bit RGB, row by row. Reading and writing files is `image`'s business.
 
-mod floats;
 mod planes;
 mod resize;
 
-pub use floats::Floats;
 pub use planes::Planes;
 pub use resize::Filter;
 

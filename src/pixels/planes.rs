@@ -122,6 +122,19 @@ impl Planes {
     }
 }
 
+impl Planes {
+    /// The square of `size` pixels in the middle; of a gap that is odd the half is rounded to the even side (torchvision's
+    /// `CenterCrop`).
+    ///
+    /// # Errors
+    /// Where the picture is smaller.
+    pub fn centre(&self, size: usize) -> Result<Self> {
+        // A picture that is smaller has no gap, and is refused by the cut.
+        let middle = |side: usize| (side.saturating_sub(size) as f64 / 2.0).round_ties_even() as usize;
+        self.cropped(middle(self.width), middle(self.height), size, size)
+    }
+}
+
 /// Torch's antialiasing windows from `from` to `to` pixels; in single precision wherever torch is.
 fn windows(from: usize, to: usize, filter: Filter) -> Vec<Window> {
     let scale = from as f32 / to as f32;
@@ -159,6 +172,28 @@ fn kernel(distance: f32, filter: Filter) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_picture_shrinks_by_means_and_the_centre_is_cut_to_the_even_side() {
+        let bytes = (0..6 * 4).flat_map(|i| [10 * (i % 6) as u8, 0, 255]).collect();
+        let planes = Image::new(6, 4, bytes).planes();
+        assert_eq!(planes.resized_shortest(4, Filter::Bilinear).unwrap(), planes);
+        let small = planes.resized_shortest(2, Filter::Bilinear).unwrap();
+        assert_eq!((small.width, small.height), (3, 2));
+        // A triangle of half-width two over four pixels: 1/8, 3/8, 3/8, 1/8; at the border the rest of it.
+        let expected = [(0.0 * 3.0 + 10.0 * 3.0 + 20.0) / 7.0, 25.0, (30.0 + 3.0 * 40.0 + 3.0 * 50.0) / 7.0];
+        for (x, expected) in expected.iter().enumerate() {
+            assert!((small.values[x] * 255.0 - expected).abs() < 1e-4, "{:?}", &small.values[..3]);
+            assert!((small.values[12 + x] - 1.0).abs() < 1e-6);
+        }
+        assert_eq!(
+            small.centre(2).unwrap().values[0],
+            small.values[0],
+            "a gap of one: half is rounded to zero"
+        );
+        let message = small.centre(3).unwrap_err().to_string();
+        assert!(message.contains("3×3") && message.contains("3×2"), "{message}");
+    }
 
     #[test]
     fn a_flat_picture_stays_flat_and_parts_are_those_asked_for() {
