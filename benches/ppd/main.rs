@@ -74,7 +74,7 @@ const BENCHES: &[(&str, Bench)] = &[
     ("step-cached", |a| stage_c::step(a.inputs()?, a.threads, a.reps, true)),
     ("sample", |a| stage_c::sample(a.inputs()?, a.threads, a.reps, a.steps)),
     ("preprocess", |a| pictures::preprocess(a.reps)),
-    ("encode", |a| pictures::encode(a.inputs()?, a.reps)),
+    ("encode", |a| pictures::encode(a.inputs()?, a.threads, a.reps)),
     ("linear", |a| ops::linear(a.reps)),
     ("pointwise-conv", |a| ops::pointwise_conv(a.reps)),
     ("depthwise-conv", |a| ops::depthwise_conv(a.reps)),

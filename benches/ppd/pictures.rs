@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use anyhow::Result;
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use ppd::encoder::Encoder;
+use ppd::nn::workers::Workers;
 use ppd::pixels::Image;
 use ppd::reward::{Pixels, Preprocessing};
 use serde_json::json;
@@ -39,12 +40,18 @@ pub fn preprocess(reps: usize) -> Result<Measured> {
 }
 
 /// Prepared pictures to Stage C's latents, through EfficientNetV2-S at its true size with the exported weights.
-pub fn encode(inputs: &Path, reps: usize) -> Result<Measured> {
+pub fn encode(inputs: &Path, threads: usize, reps: usize) -> Result<Measured> {
     let encoder = Encoder::open(&inputs.join("effnet_encoder.safetensors"), &Device::Cpu)?;
     let shape = [ENCODED, 3, CODEC_SIDE, CODEC_SIDE];
     let pictures = numbers(&shape, 2)?.permute((0, 2, 3, 1))?.contiguous()?; // (B, H, W, 3)
-    let (seconds, out) = time(reps, || Ok(encoder.encode_prepared(&pictures)?))?;
+    // A picture a worker, as where a data set is encoded.
+    let workers = Workers::new(threads)?;
+    let each: Vec<usize> = (0..ENCODED).collect();
+    let (seconds, out) = time(reps, || {
+        let encoded = workers.map(&each, |_, &i| encoder.encode_prepared(&pictures.narrow(0, i, 1)?));
+        Ok(Tensor::cat(&encoded.into_iter().collect::<ppd::error::Result<Vec<_>>>()?, 0)?)
+    })?;
     let mut shape = json!({"pixels": shape});
-    circumstances(&mut shape, &out, rayon::current_num_threads());
+    circumstances(&mut shape, &out, workers.count());
     Ok(Measured { shape, seconds, check: vec![mean_square(&out)?] })
 }

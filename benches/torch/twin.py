@@ -428,7 +428,8 @@ def forward_and_backward(arguments, shape, variables, op):
         return out.detach(), inputs[0].grad.clone()
 
     seconds, (out, gradient) = timed(arguments.reps, call)
-    return shape | circumstances(out), seconds, [out.square().mean().item(), gradient.square().mean().item()]
+    means = [tensor.double().square().mean().item() for tensor in (out, gradient)]
+    return shape | circumstances(out), seconds, means
 
 
 ROWS, POSITIONS, HIDDEN = [BATCH, SIDE, SIDE, WIDTH], [BATCH, SIDE * SIDE, WIDTH], [BATCH, SIDE * SIDE, 4 * WIDTH]

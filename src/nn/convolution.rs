@@ -148,32 +148,82 @@ fn in_bands(
 ) -> TensorResult {
     let (batch, _, _, channels) = xs.dims4()?;
     let rows = (GATHERED / (width * kernel * kernel * channels).max(1)).clamp(1, height);
-    // Every `stride`-th of an axis, from each tap's first.
-    let every = |xs: &Tensor, dim: usize, first: usize, count: usize| -> TensorResult {
-        if stride == 1 {
-            return xs.narrow(dim, first, count);
-        }
-        let index: Vec<u32> = (0..count).map(|i| (first + stride * i) as u32).collect();
-        xs.contiguous()?.index_select(&Tensor::new(index, xs.device())?, dim)
-    };
     let mut samples = Vec::with_capacity(batch);
     for sample in 0..batch {
         let sample = xs.narrow(0, sample, 1)?;
         let mut bands = Vec::new();
         for first in (0..height).step_by(rows) {
-            let rows = rows.min(height - first);
-            let mut taps = Vec::with_capacity(kernel * kernel);
-            for dy in 0..kernel {
-                let lines = every(&sample, 1, first * stride + dy, rows)?;
-                for dx in 0..kernel {
-                    taps.push(every(&lines, 2, dx, width)?);
-                }
-            }
-            bands.push(map(&Tensor::cat(&taps, 3)?)?);
+            let patches = Patches { kernel, stride, first, rows: rows.min(height - first), width };
+            // Where a gradient is to come back, the tensor library's own operations bring it.
+            let patches = if sample.track_op() {
+                patches.compose(&[&sample])?
+            } else {
+                op::apply(patches, &[&sample])?
+            };
+            bands.push(map(&patches)?);
         }
         samples.push(Tensor::cat(&bands, 1)?);
     }
     Tensor::cat(&samples, 0)
+}
+
+/// The patches of some rows of a convolution's output: (1, H, W, C) to (1, rows, W', k·k·C), a patch's rows outermost.
+struct Patches {
+    kernel: usize,
+    stride: usize,
+    /// The first row of the output, and how many.
+    first: usize,
+    rows: usize,
+    /// Of the output.
+    width: usize,
+}
+
+impl Fused for Patches {
+    const NAME: &'static str = "patches";
+    const OVERWRITES: bool = true;
+
+    fn shape(&self, [xs, ..]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        match *xs {
+            [1, _, _, channels] => {
+                Ok((1, self.rows, self.width, self.kernel * self.kernel * channels).into())
+            }
+            _ => candle_core::bail!("patches: of one picture (1, H, W, C), got {xs:?}"),
+        }
+    }
+
+    fn cpu(&self, [xs, ..]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let (across, channels) = (xs.dims[2], xs.dims[3]);
+        // Channels last: a row of a patch is one piece of a row of the picture.
+        let piece = self.kernel * channels;
+        let patches = out.chunks_exact_mut(self.kernel * piece).enumerate();
+        for (place, patch) in patches {
+            let (y, x) = (self.first + place / self.width, place % self.width);
+            for (dy, row) in patch.chunks_exact_mut(piece).enumerate() {
+                let start = ((y * self.stride + dy) * across + x * self.stride) * channels;
+                row.copy_from_slice(&xs.data[start..start + piece]);
+            }
+        }
+    }
+
+    fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
+        let (xs, stride) = (arguments[0], self.stride);
+        // Every `stride`-th of an axis, from each tap's first.
+        let every = |xs: &Tensor, dim: usize, first: usize, count: usize| -> TensorResult {
+            if stride == 1 {
+                return xs.narrow(dim, first, count);
+            }
+            let index: Vec<u32> = (0..count).map(|i| (first + stride * i) as u32).collect();
+            xs.contiguous()?.index_select(&Tensor::new(index, xs.device())?, dim)
+        };
+        let mut taps = Vec::with_capacity(self.kernel * self.kernel);
+        for dy in 0..self.kernel {
+            let lines = every(xs, 1, self.first * stride + dy, self.rows)?;
+            for dx in 0..self.kernel {
+                taps.push(every(&lines, 2, dx, self.width)?);
+            }
+        }
+        Tensor::cat(&taps, 3)
+    }
 }
 
 #[cfg(test)]

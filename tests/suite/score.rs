@@ -172,7 +172,7 @@ fn a_command_that_lacks_something_says_what() {
     std::fs::copy(at("open_clip/open_clip_model.safetensors"), at("HPS_v2.1_compressed.safetensors"))
         .unwrap();
     for (arguments, code, parts) in [
-        (vec!["clip"], 2, vec!["--weights"]),
+        (vec!["clip", "--pairs", "pairs.csv"], 1, vec!["ppd fetch --profile paper --only clip"]),
         (vec!["hps"], 2, vec!["hps-v2.0", "hps-v2.1"]),
         (vec!["clip", "--weights", "open_clip", "--images", "pictures"], 2, vec!["--prompts"]),
         (vec!["clip", "--weights", "open_clip"], 2, vec!["--pairs", "--images"]),
