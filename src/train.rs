@@ -91,6 +91,8 @@ pub struct Pairs {
     pub empty: Tensor,
     /// Pairs of which a picture cannot be decoded: they have no latents, and no example may name them.
     pub broken: BTreeSet<usize>,
+    /// How many captions are longer than the text encoder reads, and were cut.
+    pub cut_captions: usize,
 }
 
 /// Rows of tensors, wherever they are.

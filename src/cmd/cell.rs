@@ -150,6 +150,12 @@ impl<'a> Laboratory<'a> {
                     pairs.broken.first().copied().unwrap_or_default()
                 ));
             }
+            if pairs.cut_captions > 0 {
+                progress.note(&format!(
+                    "{} captions are longer than the text encoder reads, and were cut",
+                    pairs.cut_captions
+                ));
+            }
             Ok((settings, examples, self.reference(cell)?, self.base()?, pairs))
         };
         let (settings, examples, reference, base, pairs) = collective::agree(prepare(), collective)?;

@@ -44,12 +44,11 @@ pub(super) fn run(arguments: &Arguments, global: &Global, kind: Kind) -> anyhow:
         ))
         .into());
     }
+    let places = global.places();
+    let plan = if global.dry_run { spec.outline(&places)? } else { spec.resolve(&places)? };
     // What cannot be rendered is refused before hours are spent on it.
     Design::of(&spec)?;
-    if global.dry_run {
-        return show(&spec.outline(&global.places())?, global);
-    }
-    execute(&spec.resolve(&global.places())?, global)
+    if global.dry_run { show(&plan, global) } else { execute(&plan, global) }
 }
 
 /// Prints the plan: what is complete, what is cached, what it would take.
@@ -85,10 +84,15 @@ fn show(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
     let complete = plan.cells.len() - plan.pending().len();
     println!("{} cells, {complete} complete", plan.cells.len());
     println!(
-        "{} trainings, {} images, about {}",
+        "{} trainings, {} images, about {} of disk{}",
         estimate.trainings,
         estimate.images,
-        terminal::size(estimate.bytes)
+        terminal::size(estimate.bytes),
+        if plan.spec.profile.pictures.is_some() {
+            " (text states, kept for each caption, come to it)"
+        } else {
+            ""
+        }
     );
     match estimate.core_seconds {
         Some(seconds) => println!("about {} {}", terminal::duration(seconds), probed.how(global)),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::source::Problems;
-use super::{Conditioning, Cost, Labels, Method, Profile, Spec};
+use super::{Conditioning, Cost, Labels, Method, Precision, Profile, Spec};
 use crate::data::pairs::Store;
 use crate::data::{Split, pick_a_pic, prompts, scores};
 use crate::error::{Error, Result};
@@ -22,6 +22,9 @@ pub const SCHEMA: u32 = 1;
 
 /// Disk that a plan may take besides its rows: one adapter with its optimiser's state, generously.
 const BYTES_PER_TRAINING: u64 = 8 << 20;
+/// Pixels along a side of a training picture for one of its latents', and channels of these (Stable Cascade's encoder).
+const ENCODER_STRIDE: usize = 32;
+const LATENT_CHANNELS: u64 = 16;
 /// Disk that one row takes, generously.
 const BYTES_PER_ROW: u64 = 400;
 
@@ -188,6 +191,15 @@ impl Plan {
         }
         estimate.bytes =
             estimate.trainings as u64 * BYTES_PER_TRAINING + estimate.images as u64 * BYTES_PER_ROW;
+        // Latents of the pairs that are visited; those of the desk are small.
+        if let Some(pictures) = self.spec.profile.pictures {
+            let trained = self.pending().into_iter().filter(|cell| cell.train_key.is_some());
+            let visits = trained.map(|cell| cell.method.train.steps * cell.method.train.pairs_per_step).max();
+            let pairs = visits.unwrap_or(0).min(self.spec.data.pairs.unwrap_or(usize::MAX)) as u64;
+            let side = pictures.encoded_side.div_ceil(ENCODER_STRIDE) as u64;
+            let width = if self.spec.profile.precision == Precision::Bf16 { 2 } else { 4 };
+            estimate.bytes += pairs * 2 * LATENT_CHANNELS * side * side * width;
+        }
         Ok(estimate)
     }
 }

@@ -113,6 +113,7 @@ fn pairs(base: &Base, count: usize) -> Pairs {
         caption: (0..count).collect(),
         empty: base.prior.conditioning_tokens(&[String::new()]).unwrap(),
         broken: std::collections::BTreeSet::new(),
+        cut_captions: 0,
     }
 }
 

@@ -103,7 +103,10 @@ impl Laboratory<'_> {
             let (distinct, caption) = distinct(captions);
             let latents = self.latents(caption.len())?;
             let whole = latents.read_all(WHOLE, DType::F32, &Device::Cpu)?.to_vec1::<f32>()?;
+            let tokenizer = &self.base()?.prior.tokenizer;
+            let cut = distinct.iter().map(|caption| Ok(usize::from(tokenizer.cut(caption)?.is_some())));
             Ok(Pairs {
+                cut_captions: cut.sum::<Result<usize>>()?,
                 latents: Rows::Kept(latents, "latents"),
                 broken: (0..whole.len()).filter(|&pair| whole[pair] == 0.0).collect(),
                 tokens: Rows::Kept(self.tokens(&distinct)?, "tokens"),

@@ -60,6 +60,7 @@ impl Laboratory<'_> {
             caption: (0..PAIRS).collect(),
             empty: base.prior.conditioning_tokens(&[String::new()])?,
             broken: BTreeSet::new(),
+            cut_captions: 0,
         };
         let user = vec![1.0; settings.adapter.user_width];
         let example = |pair| Example { pair, second_chosen: false, user: user.clone() };

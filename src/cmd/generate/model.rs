@@ -92,6 +92,15 @@ pub(super) fn run(
     let maker = arguments.pictures.maker(&compute.device)?;
     let prior = Prior::open_repository(model, dtype, &compute.device)?;
     let (prompts, negative) = arguments.captions()?;
+    for caption in arguments.prompt.iter().chain(&arguments.negative) {
+        if let Some(cut) = prior.tokenizer.cut(caption)? {
+            let said = format!(
+                "a prompt has {} tokens, the text encoder reads {}; left out: {:?}",
+                cut.tokens, cut.context, cut.rest
+            );
+            terminal::say(global.quiet, &said);
+        }
+    }
     let process = arguments.process(&prior)?;
     let name = adapter.and_then(|(_, user)| user).unwrap_or("none");
     let user = adapter.map(|(file, user)| branch(&prior, file, user)).transpose()?;
