@@ -57,7 +57,7 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-
 template <typename T> __device__ void pointwise(const T* x, T* y, int kind, u64 count) {
     EACH(i, count) {
         float v = load(x, i);
-        float a = kind == 1 ? 1.702f : kind == 3 ? 1.5957691f * (1.0f + 0.044715f * v * v) : 1.0f;
+        float a = kind == 1 ? 1.702f : kind == 3 ? 1.5957692f * (1.0f + 0.044715f * v * v) : 1.0f;
         store(y, i, kind == 0 ? v * normal_cdf(v) : v * sigmoid(a * v));
     }
 }
@@ -68,8 +68,8 @@ template <typename T> __device__ void pointwise_backward(const T* x, const T* dy
         if (kind == 0) {
             slope = normal_cdf(v) + v * 0.3989423f * expf(-0.5f * v * v);
         } else if (kind == 3) {
-            float s = sigmoid(1.5957691f * v * (1.0f + 0.044715f * v * v));
-            slope = s + v * 1.5957691f * (1.0f + 0.134145f * v * v) * s * (1.0f - s);
+            float s = sigmoid(1.5957692f * v * (1.0f + 0.044715f * v * v));
+            slope = s + v * 1.5957692f * (1.0f + 0.134145f * v * v) * s * (1.0f - s);
         } else {
             float a = kind == 1 ? 1.702f : 1.0f, s = sigmoid(a * v);
             slope = s + a * v * s * (1.0f - s);
