@@ -4,12 +4,15 @@ use std::path::{Path, PathBuf};
 
 use super::{Global, Verdict, progress, terminal};
 use crate::base::open_codec;
+use crate::data::desk::users::Use;
+use crate::data::pick_a_pic::{self, Columns};
 use crate::error::{Error, Result};
 use crate::pretrain::aesthetic::{self, AestheticConfig};
 use crate::pretrain::clip::{self, ClipConfig};
 use crate::pretrain::codec::{self, CodecConfig, DecoderConfig};
 use crate::pretrain::denoiser::{self, DenoiserConfig};
 use crate::pretrain::hps::{self, HpsConfig};
+use crate::pretrain::vlm::{self, VlmConfig};
 use crate::pretrain::{MANIFEST, Manifest, Step};
 
 #[derive(Debug, clap::Args)]
@@ -47,6 +50,10 @@ enum Model {
     Hps,
     /// Its twin, tuned from the CLIP reward's twin
     HpsTwin,
+    /// The vision-language model that embeds users
+    Vlm,
+    /// The one that judges, of another seed
+    VlmJudge,
 }
 
 impl Model {
@@ -63,6 +70,8 @@ impl Model {
             Self::AestheticTwin => "aesthetic-twin",
             Self::Hps => "hps",
             Self::HpsTwin => "hps-twin",
+            Self::Vlm => "vlm",
+            Self::VlmJudge => "vlm-judge",
         }
     }
 }
@@ -148,6 +157,18 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
             config.optimisation.steps = steps(config.optimisation.steps);
             let (total, from) = (config.optimisation.steps, installed.with_file_name(from.name()));
             hps::run(&config, &from, &folder, threads, &mut |step| watch(total, step))?;
+        }
+        Model::Vlm | Model::VlmJudge => {
+            let mut config = match arguments.model {
+                Model::Vlm => VlmConfig::embedder(),
+                _ => VlmConfig::judge(),
+            };
+            config.optimisation.steps = steps(config.optimisation.steps);
+            let total = config.optimisation.steps;
+            let pairs = pick_a_pic::read(global.assets.join("desk/pairs.parquet"), Columns::All)?;
+            let samples: Vec<_> =
+                pairs.iter().filter(|pair| Use::of(&pair.caption) == Use::Language).collect();
+            vlm::run(&config, &samples, &folder, threads, &mut |step| watch(total, step))?;
         }
     }
     let stopped = progress.stopping();

@@ -6,6 +6,7 @@
 //! can judge it again.
 
 pub mod calibrate;
+pub mod users;
 
 use std::collections::BTreeMap;
 

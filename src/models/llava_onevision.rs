@@ -131,6 +131,32 @@ impl LlavaOnevision {
         self.pack(&features, image.grid.as_ref())
     }
 
+    /// [`LlavaOnevision::image_features`] of several images, in their order; as many go through the tower together as it takes
+    /// at once.
+    fn images_features<'a>(&self, images: impl Iterator<Item = &'a Views>) -> Result<Vec<Tensor>> {
+        let images: Vec<&Views> = images.collect();
+        let tiles = |image: &Views| image.tiles.dim(0);
+        let (mut features, mut first) = (Vec::with_capacity(images.len()), 0);
+        while first < images.len() {
+            let (mut last, mut count) = (first + 1, tiles(images[first])?);
+            while last < images.len() && count + tiles(images[last])? <= self.vision_tower.at_once() {
+                count += tiles(images[last])?;
+                last += 1;
+            }
+            let together = images[first..last].iter().map(|image| &image.tiles).collect::<Vec<_>>();
+            let together = self.vision_features(&Tensor::cat(&together, 0)?)?;
+            let together = self.multi_modal_projector.forward(&together)?; // (tiles, patches, D)
+            let mut at = 0;
+            for image in &images[first..last] {
+                let own = together.narrow(0, at, tiles(image)?)?;
+                features.push(self.pack(&own, image.grid.as_ref())?);
+                at += tiles(image)?;
+            }
+            first = last;
+        }
+        Ok(features)
+    }
+
     /// Lays out the features of an image's tiles: the whole image first; then, of the tiles side by side, what is no
     /// padding, made smaller where there is much, each row with a newline behind it. Without a grid, the whole image and
     /// one newline.
@@ -184,15 +210,17 @@ impl LlavaOnevision {
             return Err(Error::Shape("a prompt has no tokens; expected at least one".into()));
         }
         let starts: Vec<usize> = inputs.iter().map(|input| longest - input.ids.len()).collect();
+        let mut features = self.images_features(inputs.iter().flat_map(|input| &input.images))?.into_iter();
         let rows = inputs.iter().zip(&starts).map(|(input, &start)| {
-            let merged = self.merge_one(input)?;
+            let own: Vec<Tensor> = features.by_ref().take(input.images.len()).collect();
+            let merged = self.merge_one(input, &own)?;
             let zeros = Tensor::zeros((start, merged.dim(D::Minus1)?), merged.dtype(), merged.device())?;
             Ok(if start == 0 { merged } else { Tensor::cat(&[&zeros, &merged], 0)? })
         });
         Ok(Merged { embeddings: Tensor::stack(&rows.collect::<Result<Vec<_>>>()?, 0)?, starts })
     }
 
-    fn merge_one(&self, input: &Input) -> Result<Tensor> {
+    fn merge_one(&self, input: &Input, images: &[Tensor]) -> Result<Tensor> {
         let image_token = self.config.image_token_index;
         let features: usize = input.images.iter().map(Views::features).sum();
         let places = input.ids.iter().filter(|&&id| id == image_token).count();
@@ -207,8 +235,7 @@ impl LlavaOnevision {
         if features == 0 {
             return Ok(embedded);
         }
-        let images = input.images.iter().map(|image| self.image_features(image));
-        let images = Tensor::cat(&images.collect::<Result<Vec<_>>>()?, 0)?;
+        let images = Tensor::cat(images, 0)?;
         let (mut pieces, mut used, mut at) = (Vec::new(), 0, 0);
         for run in input.ids.chunk_by(|a, b| (*a == image_token) == (*b == image_token)) {
             pieces.push(if run[0] == image_token {

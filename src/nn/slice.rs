@@ -124,12 +124,15 @@ pub fn larger(lanes: &mut [f32; LANES], values: &[f32; LANES]) {
     }
 }
 
-/// `eˣ` to about one unit in the last place, vectorisable (Cephes' polynomial).
+/// `eˣ` to about one unit in the last place, vectorisable (Cephes' polynomial); 0 where it would be no normal number, since
+/// products with such numbers take a hundred times as long, and hidden keys have nothing else.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     // Adding 1.5·2²³ leaves the nearest integer in the low bits of the sum.
     const MAGIC: f32 = 12_582_912.0;
-    let x = x.clamp(-87.0, 88.0);
+    const LEAST: f32 = -87.0;
+    let vanishes = x < LEAST;
+    let x = x.clamp(LEAST, 88.0);
     let shifted = x.mul_add(std::f32::consts::LOG2_E, MAGIC);
     let n = shifted - MAGIC;
     let r = n.mul_add(2.121_944_4e-4, n.mul_add(-0.693_359_4, x));
@@ -139,7 +142,8 @@ pub fn exp(x: f32) -> f32 {
     let p = r.mul_add(p, 1.666_666_6e-1);
     let p = r.mul_add(p, 0.5);
     let y = (p * r).mul_add(r, r) + 1.0;
-    y * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
+    let y = y * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
+    if vanishes { 0.0 } else { y }
 }
 
 /// The strides of one matrix argument of [`gemm`]: elements from row to row and from column to column.
@@ -219,5 +223,7 @@ mod tests {
             })
             .fold(0.0, f64::max);
         assert!(worst < 3e-7, "{worst}");
+        assert_eq!([-87.1, -1e30, f32::NEG_INFINITY].map(super::exp), [0.0; 3]);
+        assert!(super::exp(-87.0) >= f32::MIN_POSITIVE && super::exp(f32::NAN).is_nan());
     }
 }

@@ -10,6 +10,7 @@ mod manifest;
 mod pairs;
 mod stored;
 mod trainer;
+pub mod vlm;
 
 pub use manifest::{FILE as MANIFEST, Manifest};
 pub use trainer::{FormerPlan, Optimisation, Step, Trainer};

@@ -14,6 +14,8 @@ pub mod population;
 pub mod prompts;
 pub mod render;
 pub mod style;
+pub mod talk;
+pub mod tastes;
 
 use sha2::{Digest as _, Sha256};
 

@@ -45,6 +45,7 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("train", "collective", "ranks share each batch"),
     ("launch", "spec", "a launcher runs a plan's cells"),
     ("spec", "pretrain", "the desk\'s weights are checked against the manifest of their training"),
+    ("pretrain", "embed", "the vision-language model is taught the prompt that users are embedded with"),
     ("base", "weights", "a base model is opened from weight files"),
     ("base", "prior", "a base is a prior and a codec"),
     ("base", "decoder", "which is Stable Cascade's decoder"),

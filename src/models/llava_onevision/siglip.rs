@@ -8,8 +8,9 @@ use super::config::VisionConfig;
 use crate::error::{Error, Result};
 use crate::nn::{self, Mask};
 
-/// Pictures that go through the blocks at once: at the true size a tile takes about 40 MB there.
-const AT_ONCE: usize = 8;
+/// Numbers of one hidden state that go through the blocks at once: eight tiles at the true size, where each takes about 40
+/// MB there.
+const AT_ONCE: usize = 8 * 729 * 1152;
 
 /// The image tower.
 #[derive(Debug, Clone)]
@@ -57,6 +58,12 @@ impl SiglipTower {
         })
     }
 
+    /// How many pictures go through the blocks at once.
+    pub fn at_once(&self) -> usize {
+        let side = self.config.patches();
+        (AT_ONCE / (side * side * self.config.hidden_size).max(1)).max(1)
+    }
+
     /// The hidden state after the last block that was opened: (B, 3, S, S) to (B, patches, D).
     ///
     /// # Errors
@@ -70,8 +77,9 @@ impl SiglipTower {
                 pixels.dims()
             )));
         }
-        let parts = (0..batch).step_by(AT_ONCE).map(|first| {
-            let count = AT_ONCE.min(batch - first);
+        let most = self.at_once();
+        let parts = (0..batch).step_by(most).map(|first| {
+            let count = most.min(batch - first);
             let patches = pixels
                 .narrow(0, first, count)?
                 .narrow(2, 0, side * patch)?

@@ -132,3 +132,15 @@ fn tastes_disagree_where_they_should() {
     println!("aesthetic {mean:.2} sd {deviation:.2}");
     assert!((5.0..6.2).contains(&mean) && (0.6..1.6).contains(&deviation));
 }
+
+#[test]
+fn the_samples_reference_is_that_of_the_shipped_pairs() {
+    let text = include_str!("../../../assets/desk/pairs.json");
+    let made: serde_json::Value = serde_json::from_str(text).unwrap();
+    let shipped: Reference = serde_json::from_value(made["population"]["reference"].clone()).unwrap();
+    for (ours, theirs) in [(SAMPLES.mean, shipped.mean), (SAMPLES.deviation, shipped.deviation)] {
+        for (ours, theirs) in ours.into_iter().zip(theirs) {
+            assert!((ours / theirs - 1.0).abs() < 5e-3, "{ours} for {theirs}");
+        }
+    }
+}
