@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::models::llava_onevision::{Decoding, Layout, Message};
+use crate::models::llava_onevision::{Decoding, Generated, Layout, Message};
 use crate::pixels::Image;
 use crate::units::Digest;
 use crate::vlm::Vlm;
@@ -86,6 +86,15 @@ pub fn prompt(vlm: &Vlm, template: &Template, captions: &[&str]) -> Result<Strin
     vlm.prompt(&system.into_iter().chain([Message::text("user", filled.user)]).collect::<Vec<_>>())
 }
 
+/// One user's prompt with the pictures in the order of its placeholders.
+#[derive(Debug, Clone)]
+pub struct Asked<'a> {
+    /// The prompt, as the model reads it ([`prompt`]).
+    pub prompt: String,
+    /// The pictures.
+    pub images: Vec<&'a Image>,
+}
+
 /// Embeds one user: the pictures stand in the order of the prompt's placeholders, and `step` is called after each token with
 /// the number of tokens so far.
 ///
@@ -98,29 +107,47 @@ pub fn embed(
     images: &[Image],
     step: impl FnMut(usize) -> Result<()>,
 ) -> Result<Embedding> {
-    let input = vlm.input(prompt, images, config.layout)?;
+    let asked = Asked { prompt: prompt.to_owned(), images: images.iter().collect() };
+    let mut embedded = embed_together(vlm, config, &[asked], step)?;
+    embedded.pop().ok_or_else(|| Error::Shape("the model wrote nothing after the prompt".into()))
+}
+
+/// Embeds several users in one batch, which changes nothing for any of them but the last bits; `step` is called after each
+/// token with the number of tokens so far.
+///
+/// # Errors
+/// As [`embed`].
+pub fn embed_together(
+    vlm: &Vlm,
+    config: &Config,
+    asked: &[Asked],
+    step: impl FnMut(usize) -> Result<()>,
+) -> Result<Vec<Embedding>> {
+    let inputs = asked.iter().map(|asked| vlm.input_of(&asked.prompt, &asked.images, config.layout));
+    let inputs = inputs.collect::<Result<Vec<_>>>()?;
     let decoding = Decoding { states: true, ..vlm.greedy(config.max_new_tokens) };
-    let written = vlm.model.generate(&[input], &decoding, &mut [], step)?;
-    let written = written.into_iter().next();
-    let (Some(written), Some(states)) = (written.as_ref(), written.as_ref().and_then(|w| w.states.as_ref()))
-    else {
-        return Err(Error::Shape("the model wrote nothing after the prompt".into()));
+    let written = vlm.model.generate(&inputs, &decoding, &mut [], step)?;
+    let embedding = |written: Generated| {
+        let Some(states) = &written.states else {
+            return Err(Error::Shape("the model wrote nothing after the prompt".into()));
+        };
+        let states = states.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
+        let values = states.flatten_all()?.to_vec1::<f32>()?;
+        if let Some(value) = values.into_iter().find(|value| !value.is_finite()) {
+            return Err(Error::NonFinite {
+                what: "a hidden state".into(),
+                value: f64::from(value),
+                place: format!("token {} of the answer", written.ids.len()),
+            });
+        }
+        Ok(Embedding {
+            states,
+            text: vlm.tokenizer.decode(&written.ids, false)?,
+            tokens: written.ids.len(),
+            ended: written.ended,
+        })
     };
-    let states = states.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
-    if let Some(value) = states.flatten_all()?.to_vec1::<f32>()?.into_iter().find(|value| !value.is_finite())
-    {
-        return Err(Error::NonFinite {
-            what: "a hidden state".into(),
-            value: f64::from(value),
-            place: format!("token {} of the answer", written.ids.len()),
-        });
-    }
-    Ok(Embedding {
-        states,
-        text: vlm.tokenizer.decode(&written.ids, false)?,
-        tokens: written.ids.len(),
-        ended: written.ended,
-    })
+    written.into_iter().map(embedding).collect()
 }
 
 #[cfg(test)]

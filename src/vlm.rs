@@ -84,6 +84,14 @@ impl Vlm {
     /// # Errors
     /// Where the prompt has fewer or more placeholders `<image>` than there are images, or an image has no pixels.
     pub fn input(&self, prompt: &str, images: &[Image], layout: Layout) -> Result<Input> {
+        self.input_of(prompt, &images.iter().collect::<Vec<_>>(), layout)
+    }
+
+    /// As [`Vlm::input`], of pictures that stand in several places.
+    ///
+    /// # Errors
+    /// As [`Vlm::input`].
+    pub fn input_of(&self, prompt: &str, images: &[&Image], layout: Layout) -> Result<Input> {
         let views = images.iter().enumerate().map(|(i, image)| {
             self.processor.views(image, layout).map_err(|fault| match fault {
                 Error::Shape(message) => Error::Shape(format!("image {}: {message}", i + 1)),

@@ -2,6 +2,7 @@
 //! manifest. Nothing here is part of the paper; it makes the small world in which the paper's study can be run.
 
 pub mod aesthetic;
+pub mod classify;
 pub mod clip;
 pub mod codec;
 pub mod denoiser;

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::manifest::{Manifest, write_config};
 use super::trainer::{Optimisation, Step, Trainer};
 use crate::data::Preference;
+use crate::data::desk::users::Shown;
 use crate::embed::Template;
 use crate::error::{Error, Result};
 use crate::models::llava_onevision::{
@@ -32,7 +33,7 @@ use crate::vlm::Vlm;
 use crate::weights::{self, Trainable};
 
 pub use lessons::Subject;
-use lessons::{ANSWERS, Shown, any_user, asked, describing, loss, preferring};
+use lessons::{ANSWERS, any_user, asked, describing, loss, preferring, rendered};
 pub use repository::Sizes;
 
 /// The desk's prompt for user embeddings, in words that its model knows.
@@ -190,7 +191,7 @@ pub fn run(
         Shown::of_pairs(&pairs.into_iter().map(|(_, pair)| pair).collect::<Vec<_>>(), &SAMPLES)
     };
     let (kept, learned) = (shown(kept)?, shown(learned)?);
-    let renders = Shown::rendered(config.seed, config.renders, Split::Train, &SAMPLES)?;
+    let renders = rendered(config.seed, config.renders, Split::Train, &SAMPLES)?;
     let users = Tastes::new(config.seed, tastes::Config::desk(SAMPLES));
     let model = config.sizes.model()?;
     let trainable = Trainable::new(config.seed);
@@ -356,8 +357,7 @@ fn profiles(
 
 fn prompt(vlm: &Vlm, teacher: &Teacher, text: &str, images: &[&Image]) -> Result<Input> {
     let asked = teacher.chat.render(&[Message::text("user", text)], true)?;
-    let images: Vec<Image> = images.iter().map(|image| (*image).clone()).collect();
-    vlm.input(&asked, &images, Layout::BaseOnly)
+    vlm.input_of(&asked, images, Layout::BaseOnly)
 }
 
 #[cfg(test)]
@@ -390,7 +390,7 @@ mod tests {
     fn lessons_hold_what_is_to_be_learned() {
         let config = VlmConfig::smoke();
         let teacher = Teacher::new(&config).unwrap();
-        let pool = Shown::rendered(config.seed, 6, Split::Train, &SAMPLES).unwrap();
+        let pool = rendered(config.seed, 6, Split::Train, &SAMPLES).unwrap();
         let users = Tastes::new(config.seed, tastes::Config::desk(SAMPLES));
         let mut draw = stream(Seed::new(1), "lessons test", 0);
         let unknown = teacher.tokenizer.id("<unk>").unwrap();

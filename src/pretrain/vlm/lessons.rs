@@ -6,67 +6,28 @@ use serde::{Deserialize, Serialize};
 
 use super::super::pairs::flawed_picture;
 use super::Teacher;
-use crate::data::Preference;
+use crate::data::desk::users::Shown;
 use crate::error::{Error, Result};
 use crate::models::llava_onevision::{Input, Keep, Layout, LlavaOnevision, Message};
 use crate::pixels::Image;
 use crate::rng::{Stream, stream};
-use crate::scenes::alignment::alignment_percept;
-use crate::scenes::measure::measure_percept;
-use crate::scenes::perceive::Percept;
 use crate::scenes::population::Reference;
-use crate::scenes::tastes::{Features, Kind, Taste, Tastes, features};
-use crate::scenes::{ObjectWeights, Split, parse, sample_scene, talk};
+use crate::scenes::tastes::{Features, Kind, Taste, Tastes};
+use crate::scenes::{ObjectWeights, Split, sample_scene, talk};
 use crate::units::Seed;
 
 /// One, two and three objects.
 const OBJECTS: ObjectWeights = [0.5, 0.3, 0.2];
 
-/// Two pictures for one caption, and what users see in them.
-#[derive(Debug, Clone)]
-pub(crate) struct Shown {
-    pub caption: String,
-    pub images: [Image; 2],
-    pub features: [Features; 2],
-}
-
-impl Shown {
-    fn new(caption: String, images: [Image; 2], reference: &Reference) -> Result<Self> {
-        let scene = parse(&caption).ok_or_else(|| {
-            Error::Spec(format!(
-                "the caption {caption:?} is none of the desk's grammar; use the desk's own pairs"
-            ))
-        })?;
-        let features = [0, 1].map(|side| {
-            let percept = Percept::of(&images[side]);
-            features(
-                reference,
-                &measure_percept(&images[side], &percept),
-                alignment_percept(&percept, &scene),
-            )
-        });
-        Ok(Self { caption, images, features })
-    }
-
-    /// What stored pairs show.
-    pub fn of_pairs(pairs: &[&Preference], reference: &Reference) -> Result<Vec<Self>> {
-        let one = |pair: &&Preference| {
-            let images = [pair.image(0, &pair.caption)?, pair.image(1, &pair.caption)?];
-            Self::new(pair.caption.clone(), images, reference)
-        };
-        pairs.par_iter().map(one).collect()
-    }
-
-    /// Renders of scenes of one part, now and then with mistakes, each in two styles.
-    pub fn rendered(seed: Seed, count: usize, part: Split, reference: &Reference) -> Result<Vec<Self>> {
-        let one = |index: usize| {
-            let mut draw = stream(seed, "vlm renders", index as u64);
-            let scene = sample_scene(&mut draw, OBJECTS, part);
-            let images = [flawed_picture(&scene, part, &mut draw), flawed_picture(&scene, part, &mut draw)];
-            Self::new(scene.caption(), images, reference)
-        };
-        (0..count).into_par_iter().map(one).collect()
-    }
+/// Renders of scenes of one part, now and then with mistakes, each in two styles.
+pub(super) fn rendered(seed: Seed, count: usize, part: Split, reference: &Reference) -> Result<Vec<Shown>> {
+    let one = |index: usize| {
+        let mut draw = stream(seed, "vlm renders", index as u64);
+        let scene = sample_scene(&mut draw, OBJECTS, part);
+        let images = [flawed_picture(&scene, part, &mut draw), flawed_picture(&scene, part, &mut draw)];
+        Shown::new(scene.caption(), images, reference)
+    };
+    (0..count).into_par_iter().map(one).collect()
 }
 
 /// What a lesson is about.
