@@ -8,7 +8,7 @@
 //! ground        error units pixels progress rng stats        plain values: no tensor, no file, no clock
 //! first floor   nn models diffusion objective reward adapter scenes      mathematics
 //! second floor  weights hub cache prior decoder encoder base vlm reward_checkpoint image data record checkpoint provenance
-//! third floor   spec train pretrain collective generate embed evaluate launch      the work
+//! third floor   spec train pretrain collective generate embed evaluate identify launch      the work
 //! side wing     report                                        reading only, no tensor
 //! roof          cmd                                           prints, parses, exits
 //! ```
@@ -50,6 +50,7 @@ pub mod collective;
 pub mod embed;
 pub mod evaluate;
 pub mod generate;
+pub mod identify;
 pub mod launch;
 pub mod pretrain;
 pub mod spec;

@@ -12,6 +12,7 @@ mod doctor;
 mod embed;
 mod fetch;
 mod generate;
+mod identify;
 mod image_store;
 mod inspect;
 mod pretrain;

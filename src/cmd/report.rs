@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Global, Verdict, terminal};
 use crate::error::Error;
-use crate::report::{self, claims, readme, study::Design, study::Study};
-use crate::spec::{Spec, library};
+use crate::report::{self, claims, fig2, readme, study::Design, study::Study};
+use crate::spec::{Identification, Spec, library};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Arguments {
@@ -27,38 +27,28 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     };
     let (mut shown, mut stale, mut broken) = (0, Vec::new(), false);
     for name in &studies {
-        let spec = Spec::load(&global.request(name))?;
-        let folder = spec.folder(&global.results);
-        if !folder.join("cells").exists() {
-            if arguments.study.is_some() {
-                return Err(Error::Spec(format!(
-                    "study {name} has no records in {}; make them with `ppd reproduce {name}`, or name their place \
-                     with --results DIR",
-                    folder.display()
-                ))
-                .into());
+        let request = global.request(name);
+        if Identification::is_asked_for(&request)? {
+            let study = Identification::load(&request)?;
+            let folder = study.folder(&global.results);
+            if !has_records(name, &folder, arguments)? {
+                continue;
             }
+            shown += 1;
+            let (outputs, holds) = fig2::render(&fig2::Found::load(&study, &folder)?)?;
+            settle(&study.name, &study.label, &outputs, arguments, global, &mut stale)?;
+            broken |= !holds;
+            continue;
+        }
+        let spec = Spec::load(&request)?;
+        let folder = spec.folder(&global.results);
+        if !has_records(name, &folder, arguments)? {
             continue;
         }
         shown += 1;
-        let figures = folder_of(&spec, &global.figures);
         let study = Study::load(Design::of(&spec)?, &folder)?;
         let outputs = report::render_all(&study)?;
-        if arguments.check {
-            stale.extend(report::stale(&outputs, &figures)?);
-        } else {
-            let written = report::write(&outputs, &figures)?;
-            print(&outputs, &figures, written.len(), global);
-        }
-        if let Some(path) = &arguments.splice {
-            let document = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-            let filled = readme::splice(&document, &spec.name, &outputs, &figures.to_string_lossy())?;
-            if filled != document && arguments.check {
-                stale.push(path.clone());
-            } else if filled != document {
-                crate::record::replace_file(path, filled.as_bytes())?;
-            }
-        }
+        settle(&spec.name, &spec.label, &outputs, arguments, global, &mut stale)?;
         broken |= !claims::judge(&study)?.iter().all(claims::Judged::holds);
     }
     if shown == 0 {
@@ -75,11 +65,52 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     })
 }
 
+/// Whether a study has records; one that was asked for by name must have some.
+fn has_records(name: &str, folder: &Path, arguments: &Arguments) -> anyhow::Result<bool> {
+    let has = folder.join("cells").exists();
+    if !has && arguments.study.is_some() {
+        return Err(Error::Spec(format!(
+            "study {name} has no records in {}; make them with `ppd reproduce {name}`, or name their place with \
+             --results DIR",
+            folder.display()
+        ))
+        .into());
+    }
+    Ok(has)
+}
+
+/// Writes a study's outputs and fills a document, or finds what is stale of them.
+fn settle(
+    study: &str,
+    label: &str,
+    outputs: &[report::Output],
+    arguments: &Arguments,
+    global: &Global,
+    stale: &mut Vec<PathBuf>,
+) -> anyhow::Result<()> {
+    let figures = folder_of(study, label, &global.figures);
+    if arguments.check {
+        stale.extend(report::stale(outputs, &figures)?);
+    } else {
+        let written = report::write(outputs, &figures)?;
+        print(outputs, &figures, written.len(), global);
+    }
+    let Some(path) = &arguments.splice else { return Ok(()) };
+    let document = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let filled = readme::splice(&document, study, outputs, &figures.to_string_lossy())?;
+    if filled != document && arguments.check {
+        stale.push(path.clone());
+    } else if filled != document {
+        crate::record::replace_file(path, filled.as_bytes())?;
+    }
+    Ok(())
+}
+
 /// Renders what a run has just recorded.
 pub(super) fn render(spec: &Spec, global: &Global) -> anyhow::Result<Verdict> {
     let study = Study::load(Design::of(spec)?, &spec.folder(&global.results))?;
     let outputs = report::render_all(&study)?;
-    let figures = folder_of(spec, &global.figures);
+    let figures = folder_of(&spec.name, &spec.label, &global.figures);
     let written = report::write(&outputs, &figures)?;
     print(&outputs, &figures, written.len(), global);
     let holds = claims::judge(&study)?.iter().all(claims::Judged::holds);
@@ -87,12 +118,12 @@ pub(super) fn render(spec: &Spec, global: &Global) -> anyhow::Result<Verdict> {
 }
 
 /// `figures/<study>`, and for profiles other than the released one a folder of their own below it.
-fn folder_of(spec: &Spec, figures: &Path) -> PathBuf {
-    let folder = figures.join(&spec.name);
-    if spec.label == "desk" { folder } else { folder.join(&spec.label) }
+pub(super) fn folder_of(study: &str, label: &str, figures: &Path) -> PathBuf {
+    let folder = figures.join(study);
+    if label == "desk" { folder } else { folder.join(label) }
 }
 
-fn print(outputs: &[report::Output], figures: &Path, written: usize, global: &Global) {
+pub(super) fn print(outputs: &[report::Output], figures: &Path, written: usize, global: &Global) {
     if global.json {
         let tables = outputs.iter().flat_map(|output| &output.tables);
         let tables: serde_json::Map<_, _> =

@@ -9,7 +9,7 @@ use crate::collective::{self, Collective};
 use crate::error::Error;
 use crate::launch::{Session, local, local::Outcome};
 use crate::report::study::Design;
-use crate::spec::{Estimate, Method, Plan, Spec, library};
+use crate::spec::{Estimate, Identification, Method, Plan, Spec, library};
 use crate::units::Digest;
 
 /// What the two commands take besides the options of every command.
@@ -30,6 +30,9 @@ pub(super) enum Kind {
 }
 
 pub(super) fn run(arguments: &Arguments, global: &Global, kind: Kind) -> anyhow::Result<Verdict> {
+    if kind == Kind::Study && Identification::is_asked_for(&global.request(&arguments.study))? {
+        return super::identify::run(global, &arguments.study);
+    }
     let spec = Spec::load(&global.request(&arguments.study))?;
     if kind == Kind::Sweep && spec.sweep.is_none() {
         let known = library::experiments("experiments".as_ref());
@@ -222,9 +225,10 @@ fn execute(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
         laboratory.follow(&progress)?;
         return Ok(Verdict::Done);
     }
-    let outcome = Session::begin(plan, global.threads(), &compute.name()).and_then(|session| {
-        local::run(plan, &session, &progress, |cell, progress| laboratory.run(cell, &session, progress))
-    });
+    let outcome =
+        Session::begin(&plan.places, &plan.folder, global.threads(), &compute.name()).and_then(|session| {
+            local::run(plan, &session, &progress, |cell, progress| laboratory.run(cell, &session, progress))
+        });
     // Whatever happened, nobody waits for another training.
     laboratory.announce(None)?;
     let outcome = outcome?;

@@ -6,7 +6,7 @@ use super::Look;
 use crate::error::{Error, Result};
 use crate::provenance::{Provenance, binary_digest};
 use crate::record::replace_file;
-use crate::spec::{Plan, Prompts};
+use crate::spec::{Places, Plan, Prompts};
 use crate::units::Digest;
 
 /// The circumstances of one run, which every header repeats.
@@ -21,15 +21,15 @@ pub struct Session {
 }
 
 impl Session {
-    /// Gathers the circumstances; the text of uncommitted changes is kept beside the records.
+    /// Gathers the circumstances; the text of uncommitted changes is kept in `folder`, beside the records.
     ///
     /// # Errors
     /// Where the repository cannot be read or the records' folder not be written.
-    pub fn begin(plan: &Plan, threads: usize, device: &str) -> Result<Self> {
-        let outputs = [plan.places.results.as_path(), &plan.places.figures];
+    pub fn begin(places: &Places, folder: &Path, threads: usize, device: &str) -> Result<Self> {
+        let outputs = [places.results.as_path(), &places.figures];
         let (provenance, difference) = Provenance::gather(Path::new("."), &outputs, threads, device)?;
         if let Some(difference) = difference {
-            let folder = plan.folder.join("code");
+            let folder = folder.join("code");
             std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
             let path = folder.join(format!("{}.diff", difference.digest.short()));
             if !path.exists() {

@@ -54,7 +54,7 @@ impl Observer for StopAfter {
 
 fn small(root: &std::path::Path) -> (Plan, Session) {
     let plan = plan(root, "fig3", &["data.num_prompts=5", "only=[\"base\",\"dpo\",\"sft\"]", "claims=[]"]);
-    let session = Session::begin(&plan, 2, "cpu").unwrap();
+    let session = Session::begin(&plan.places, &plan.folder, 2, "cpu").unwrap();
     (plan, session)
 }
 

@@ -185,13 +185,19 @@ pub fn ranks(config: &Config, classes: usize, learned: &Examples, asked: &Exampl
     let mut ranks = Vec::with_capacity(asked.features.len());
     for (rows, own) in asked.features.chunks(512).zip(asked.classes.chunks(512)) {
         let logits = layers.forward(&tensor(&rows.iter().collect::<Vec<_>>())?)?.to_vec2::<f32>()?;
-        ranks.extend(logits.iter().zip(own).map(|(logits, &own)| {
-            let above = logits.iter().filter(|&&logit| logit > logits[own]).count();
-            let equal = logits.iter().filter(|&&logit| logit == logits[own]).count() - 1;
-            1.0 + above as f64 + 0.5 * equal as f64
-        }));
+        ranks.extend(logits.iter().zip(own).map(|(logits, &own)| rank(logits, own)));
     }
     Ok(ranks)
+}
+
+/// The rank of one of several values: 1 for the largest; of equals half are counted as before it.
+///
+/// # Panics
+/// Where there are fewer values.
+pub fn rank<T: PartialOrd + Copy>(values: &[T], own: usize) -> f64 {
+    let above = values.iter().filter(|&&value| value > values[own]).count();
+    let equal = values.iter().filter(|&&value| value == values[own]).count().saturating_sub(1);
+    1.0 + above as f64 + 0.5 * equal as f64
 }
 
 /// The mean and the standard deviation of each feature; a feature that never varies keeps a deviation of 1.

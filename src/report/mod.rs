@@ -20,6 +20,7 @@ use crate::error::{Error, Result};
 
 pub mod claims;
 pub mod export;
+pub mod fig2;
 pub mod fig3;
 pub mod fig4;
 mod from_spec;

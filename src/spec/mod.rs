@@ -7,6 +7,7 @@
 
 mod check;
 pub mod claim;
+pub mod identify;
 pub mod library;
 mod method;
 mod plan;
@@ -25,6 +26,7 @@ use crate::error::{Error, Result, nearest};
 use crate::units::{Digest, Seed};
 
 pub use claim::Claim;
+pub use identify::Identification;
 pub use method::{Condition, Conditioning, Labels, Method, Role};
 pub use plan::{Cell, Estimate, Places, Plan, SCHEMA, weights_digest};
 pub use profile::{Cost, Precision, Profile, PublicReward};

@@ -50,9 +50,39 @@ pub(crate) fn plan(root: &Path, study: &str, set: &[&str]) -> Plan {
     Spec::load(&request(study, set)).unwrap().resolve(&places(root)).unwrap()
 }
 
+/// Studies of rewards; those of other kinds are read in their own way.
+fn reward_studies() -> impl Iterator<Item = String> {
+    let studies = library::experiments(Path::new(FOLDER)).into_iter();
+    studies.filter(|study| !Identification::is_asked_for(&request(study, &[])).unwrap())
+}
+
+#[test]
+fn a_study_of_another_kind_is_read_and_refused_with_its_place() {
+    let read = |set: &[&str]| Identification::load(&request("fig2", set));
+    for size in [Size::Standard, Size::Quick, Size::Released] {
+        let elsewhere = Request { experiments: "/nowhere".into(), size, ..request("fig2", &[]) };
+        let study = Identification::load(&elsewhere).unwrap();
+        assert_eq!(study, Identification::load(&Request { size, ..request("fig2", &[]) }).unwrap());
+        assert_eq!(study.label == "desk", size != Size::Quick);
+    }
+    for (set, expected) in [
+        ("users.cuont=3", "--set users.cuont=3: unknown key `cuont`"),
+        ("users.count=0", "users.count is 0, expected at least 1"),
+        ("users.pairs_per_user=51", "pairs_per_user is 51, and 10 + 3 groups of 4 need 52"),
+        ("ranks=[1, 301]", "ranks has 301, expected 1 to users.count"),
+        ("methods.clip.name=clap", "claim above-clip: no method `clip`"),
+    ] {
+        let message = read(&[set]).unwrap_err().to_string();
+        assert!(message.contains(expected), "{set}: {message}");
+    }
+    let paper = Request { profile: "paper".into(), ..request("fig2", &[]) };
+    let message = Identification::load(&paper).unwrap_err().to_string();
+    assert!(message.contains("profile `desk` alone"), "{message}");
+}
+
 #[test]
 fn every_experiment_is_read_under_every_profile_at_every_size() {
-    for study in library::experiments(Path::new(FOLDER)) {
+    for study in reward_studies() {
         for profile in library::profiles(Path::new(FOLDER)) {
             for size in [Size::Standard, Size::Quick, Size::Released] {
                 let request = Request { profile: profile.clone(), size, ..request(&study, &[]) };
@@ -66,7 +96,7 @@ fn every_experiment_is_read_under_every_profile_at_every_size() {
 
 #[test]
 fn the_built_in_copies_are_the_files() {
-    for study in library::experiments(Path::new(FOLDER)) {
+    for study in reward_studies() {
         let elsewhere = Request { experiments: "/nowhere".into(), ..request(&study, &[]) };
         assert_eq!(Spec::load(&elsewhere).unwrap(), Spec::load(&request(&study, &[])).unwrap());
     }
@@ -78,7 +108,7 @@ fn what_is_unknown_is_refused_with_its_place() {
         (
             "tabel1",
             "",
-            "unknown study `tabel1`, expected one of beta, controls, fig3, fig4, sensitivity, table1, or a path that ends in .toml; did you mean `table1`?",
+            "unknown study `tabel1`, expected one of beta, controls, fig2, fig3, fig4, sensitivity, table1, or a path that ends in .toml; did you mean `table1`?",
         ),
         ("table1", "train.stepps=3", "--set train.stepps=3: unknown key `stepps`"),
         ("table1", "trian.steps=3", "--set trian.steps=3: unknown key `trian`, expected one of schema"),

@@ -23,7 +23,7 @@ const FLOORS: [&[&str]; 6] = [
         "vlm",
         "weights",
     ],
-    &["collective", "embed", "evaluate", "generate", "launch", "pretrain", "spec", "train"],
+    &["collective", "embed", "evaluate", "generate", "identify", "launch", "pretrain", "spec", "train"],
     &["report"],
     &["cmd"],
 ];
@@ -45,6 +45,10 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("train", "collective", "ranks share each batch"),
     ("launch", "spec", "a launcher runs a plan's cells"),
     ("spec", "pretrain", "the desk\'s weights are checked against the manifest of their training"),
+    ("identify", "embed", "users are told apart by their embeddings"),
+    ("identify", "evaluate", "or by a reward's"),
+    ("identify", "pretrain", "with heads that are trained here"),
+    ("identify", "spec", "as a study says"),
     ("pretrain", "embed", "the vision-language model is taught the prompt that users are embedded with"),
     ("base", "weights", "a base model is opened from weight files"),
     ("base", "prior", "a base is a prior and a codec"),
@@ -281,7 +285,10 @@ fn every_experiment_file_is_read() {
     let mut count = 0;
     for study in ppd::spec::library::studies(&folder) {
         let request = ppd::spec::Request { study, experiments: folder.clone(), ..Default::default() };
-        ppd::spec::Spec::load(&request).unwrap();
+        match ppd::spec::Identification::is_asked_for(&request).unwrap() {
+            true => drop(ppd::spec::Identification::load(&request).unwrap()),
+            false => drop(ppd::spec::Spec::load(&request).unwrap()),
+        }
         count += 1;
     }
     assert!(count >= 12, "{count}");

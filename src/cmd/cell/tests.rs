@@ -43,7 +43,7 @@ fn on_two_ranks(first: &Plan, second: &Plan) -> Outcome {
     std::thread::scope(|scope| {
         let other = scope.spawn(|| Laboratory::new(second, &follower).follow(&Progress::silent()));
         let laboratory = Laboratory::new(first, &leader);
-        let session = Session::begin(first, 1, "cpu").unwrap();
+        let session = Session::begin(&first.places, &first.folder, 1, "cpu").unwrap();
         let outcome = local::run(first, &session, &Progress::silent(), |cell, progress| {
             laboratory.run(cell, &session, progress)
         })

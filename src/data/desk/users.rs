@@ -167,14 +167,7 @@ pub fn choices(shown: &[Shown], tastes: &Tastes, config: &Config) -> Result<Vec<
     for (kind, index) in everybody {
         let id = identifier(kind, index);
         let taste = tastes.user(kind, index as u64);
-        let mut draws = stream(config.seed, &format!("desk users {}", config.world.name()), id as u64);
-        let mut places: Vec<usize> = match config.world {
-            World::Shared => (0..shown.len()).collect(),
-            World::Topics => {
-                let topics = Topics::draw(&mut draws);
-                (0..shown.len()).filter(|&place| topics.hold(&shown[place].caption)).collect()
-            }
-        };
+        let (mut places, mut draws) = pool_and_draws(shown, config, id);
         if places.len() < config.pairs_per_user {
             return Err(Error::Spec(format!(
                 "user {id} has {} pairs to look at in the world `{}`, and is to choose between {}; lower `pairs_per_user`",
@@ -190,6 +183,23 @@ pub fn choices(shown: &[Shown], tastes: &Tastes, config: &Config) -> Result<Vec<
         }
     }
     Ok(all)
+}
+
+/// The places of the pairs that a user looks at, from which hers are drawn.
+pub fn pool(shown: &[Shown], config: &Config, user: i64) -> Vec<usize> {
+    pool_and_draws(shown, config, user).0
+}
+
+fn pool_and_draws(shown: &[Shown], config: &Config, user: i64) -> (Vec<usize>, Stream) {
+    let mut draws = stream(config.seed, &format!("desk users {}", config.world.name()), user as u64);
+    let places = match config.world {
+        World::Shared => (0..shown.len()).collect(),
+        World::Topics => {
+            let topics = Topics::draw(&mut draws);
+            (0..shown.len()).filter(|&place| topics.hold(&shown[place].caption)).collect()
+        }
+    };
+    (places, draws)
 }
 
 /// The taste behind a user's identifier.

@@ -1,0 +1,453 @@
+//! Can a user be told from few-shot features (the paper's Fig. 2)? From users' choices to the rank that each user has among
+//! all, for a few of her choices.
+//!
+//! A group is `shots` of a user's pairs. Heads learn from some groups of every user which user a group belongs to, and are
+//! asked about others. What this module does not do: train the model that embeds, or say how good a rank is.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::json;
+
+use crate::cache::{self, Shards};
+use crate::data::Preference;
+use crate::data::desk::users::{self, Choice, Shown, Use, World};
+use crate::embed::{self, Asked, Template};
+use crate::error::{Error, Result};
+use crate::evaluate::open_reward;
+use crate::models::llava_onevision::Layout;
+use crate::nn::workers::Workers;
+use crate::pixels::Image;
+use crate::pretrain::classify::{self, Examples};
+use crate::pretrain::vlm::TEMPLATE;
+use crate::progress::Progress;
+use crate::reward::Reward;
+use crate::rng::stream;
+use crate::scenes::population::SAMPLES;
+use crate::scenes::tastes::{self, Kind, Taste, Tastes};
+use crate::spec::identify::{Cell, Choices, Features, Identification, RANK, Separation, rank_by};
+use crate::units::Digest;
+use crate::vlm::{Vlm, repository_digest};
+
+/// The tensor that the cache of embeddings holds: (groups, layers + 1, width).
+const STATES: &str = "states";
+/// Of 256 captions, how many are kept for asked groups where these share none with learned ones.
+const ASKED_CAPTIONS: u8 = 64;
+
+/// What the cells of a study share.
+pub struct Identifier<'a> {
+    study: &'a Identification,
+    assets: &'a Path,
+    cache: &'a Path,
+    workers: &'a Workers,
+    shown: Vec<Shown>,
+    tastes: Tastes,
+}
+
+/// A few choices of one user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// The user's number.
+    pub user: usize,
+    /// Her choices.
+    pub choices: Vec<Choice>,
+}
+
+/// The groups of all users.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cut {
+    /// Those that heads learn from.
+    pub learned: Vec<Group>,
+    /// Those that heads are asked about.
+    pub asked: Vec<Group>,
+}
+
+/// The true user's rank for one asked group, by each score's name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ranked {
+    /// The user's number.
+    pub user: usize,
+    /// The place among the user's asked groups.
+    pub group: usize,
+    /// The ranks.
+    pub ranks: BTreeMap<String, f64>,
+}
+
+impl<'a> Identifier<'a> {
+    /// Gathers the pictures that users look at, out of the desk's `pairs`.
+    ///
+    /// # Errors
+    /// Where a picture cannot be decoded or a caption is none of the desk's.
+    pub fn new(
+        study: &'a Identification,
+        pairs: &[Preference],
+        (assets, cache): (&'a Path, &'a Path),
+        workers: &'a Workers,
+    ) -> Result<Self> {
+        let pairs: Vec<&Preference> =
+            pairs.iter().filter(|pair| Use::of(&pair.caption) == Use::Study).collect();
+        let shown = Shown::of_pairs(&pairs, &SAMPLES)?;
+        let tastes = Tastes::new(study.users.seed, tastes::Config::desk(SAMPLES));
+        Ok(Self { study, assets, cache, workers, shown, tastes })
+    }
+
+    fn config(&self, world: World) -> users::Config {
+        let users = &self.study.users;
+        let pairs_per_user = users.pairs_per_user;
+        users::Config { seed: users.seed, world, seen: users.count, unseen: 0, pairs_per_user }
+    }
+
+    /// Cuts all users' choices into groups.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] where a user has too few choices.
+    pub fn cut(&self, world: World, separation: Separation) -> Result<Cut> {
+        let sizes = &self.study.groups;
+        let all = users::choices(&self.shown, &self.tastes, &self.config(world))?;
+        let mut cut = Cut::default();
+        for choices in all.chunk_by(|a, b| a.user == b.user) {
+            let user = choices[0].user as usize;
+            let mut choices = choices.to_vec();
+            stream(sizes.seed, "identify groups", user as u64).shuffle(&mut choices);
+            let (asked, learned): (Vec<Choice>, Vec<Choice>) = match separation {
+                Separation::Random => {
+                    let learned = choices.split_off((sizes.shots * sizes.asked).min(choices.len()));
+                    (choices, learned)
+                }
+                Separation::CaptionDisjoint => {
+                    choices.into_iter().partition(|choice| kept_for_asked(&self.shown[choice.pair].caption))
+                }
+            };
+            for (groups, choices, count) in
+                [(&mut cut.learned, learned, sizes.learned), (&mut cut.asked, asked, sizes.asked)]
+            {
+                let chunks = choices.chunks_exact(sizes.shots);
+                if chunks.len() < count {
+                    return Err(Error::Spec(format!(
+                        "user {user} has choices for {} groups of {} in the world `{}` under `{}`, and {count} are asked \
+                         for; raise users.pairs_per_user or lower groups.learned or groups.asked",
+                        chunks.len(),
+                        sizes.shots,
+                        world.name(),
+                        separation.name()
+                    )));
+                }
+                groups.extend(chunks.take(count).map(|choices| Group { user, choices: choices.to_vec() }));
+            }
+        }
+        Ok(cut)
+    }
+
+    /// The rank of the true user for each asked group of a cell.
+    ///
+    /// # Errors
+    /// Where a model is missing or damaged, and where the work is to stop.
+    pub fn ranks(&self, cell: &Cell, progress: &Progress) -> Result<Vec<Ranked>> {
+        let cut = self.cut(cell.world, cell.separation)?;
+        let mut scores: Vec<(String, Vec<f64>)> = Vec::new();
+        match &cell.method.features {
+            Features::KnownUtilities => {
+                scores.push((RANK.to_owned(), self.known(&cut.asked, cell.world, cell.separation)));
+            }
+            learnable => {
+                let (learned, asked) = match learnable {
+                    Features::ClipDifference { model } => self.differences(&cut, &self.assets.join(model))?,
+                    Features::Embedding { choices, layer } => {
+                        self.embeddings(&cut, cell, *choices, *layer, progress)?
+                    }
+                    Features::KnownUtilities => unreachable!("matched above"),
+                };
+                let examples = |groups: &[Group], features| Examples {
+                    features,
+                    classes: groups.iter().map(|group| group.user).collect(),
+                };
+                let (learned, asked) = (examples(&cut.learned, learned), examples(&cut.asked, asked));
+                progress.begin("heads", self.study.heads.len());
+                let ranks = self.workers.map(&self.study.heads, |_, head| {
+                    let ranks = classify::ranks(head, self.study.users.count, &learned, &asked);
+                    progress.advance(1);
+                    ranks
+                });
+                for (head, ranks) in self.study.heads.iter().zip(ranks) {
+                    scores.push((rank_by(head.head), ranks?));
+                }
+            }
+        }
+        let asked = self.study.groups.asked;
+        let ranked = cut.asked.iter().enumerate().map(|(at, group)| Ranked {
+            user: group.user,
+            group: at % asked,
+            ranks: scores.iter().map(|(name, ranks)| (name.clone(), ranks[at])).collect(),
+        });
+        Ok(ranked.collect())
+    }
+
+    /// What is known of all users says, by Bayes' rule from equal odds, of each group: the rank of its own user.
+    fn known(&self, groups: &[Group], world: World, separation: Separation) -> Vec<f64> {
+        let config = self.config(world);
+        let tastes: Vec<Taste> =
+            (0..self.study.users.count).map(|user| self.tastes.user(Kind::Seen, user as u64)).collect();
+        let asked =
+            |place: &usize| separation == Separation::Random || kept_for_asked(&self.shown[*place].caption);
+        // The chance of meeting a pair of one's own is the same for each of them.
+        let pools: Vec<(Vec<bool>, f64)> = (0..self.study.users.count)
+            .map(|user| {
+                let pool = users::pool(&self.shown, &config, user as i64);
+                let mut holds = vec![false; self.shown.len()];
+                pool.iter().for_each(|&place| holds[place] = true);
+                let size = pool.iter().filter(|place| asked(place)).count();
+                (holds, -(size.max(1) as f64).ln())
+            })
+            .collect();
+        let rank = |_: usize, group: &Group| {
+            let likelihood = |(taste, (holds, chance)): (&Taste, &(Vec<bool>, f64))| -> f64 {
+                let of = |choice: &Choice| {
+                    if !holds[choice.pair] {
+                        return f64::NEG_INFINITY;
+                    }
+                    let features = &self.shown[choice.pair].features;
+                    chance + taste.prefers(&features[choice.chosen], &features[1 - choice.chosen]).ln()
+                };
+                group.choices.iter().map(of).sum()
+            };
+            let all: Vec<f64> = tastes.iter().zip(&pools).map(likelihood).collect();
+            classify::rank(&all, group.user)
+        };
+        self.workers.map(groups, rank)
+    }
+
+    /// The mean over a group's pairs of the chosen picture's embedding less the rejected one's.
+    fn differences(&self, cut: &Cut, folder: &Path) -> Result<(Vec<Vec<f32>>, Vec<Vec<f32>>)> {
+        let path = folder.join("model.safetensors");
+        let Reward::Clip(clip) = open_reward(&path, &Device::Cpu)? else {
+            return Err(Error::weights(&path, "is no CLIP; name the folder of one, such as desk/clip"));
+        };
+        let places: Vec<usize> = (0..self.shown.len()).collect();
+        let parts: Vec<&[usize]> = places.chunks(64).collect();
+        let embedded = self.workers.map(&parts, |_, part| {
+            let images: Vec<Image> = part.iter().flat_map(|&at| self.shown[at].images.clone()).collect();
+            clip.scorer().embed_images(&images)
+        });
+        let mut rows = Vec::with_capacity(2 * places.len());
+        for part in embedded {
+            rows.extend(part?);
+        }
+        let of = |groups: &[Group]| -> Vec<Vec<f32>> {
+            let difference = |group: &Group| {
+                let mut sum = vec![0f32; rows[0].len()];
+                for choice in &group.choices {
+                    let at = |side: usize| &rows[2 * choice.pair + side];
+                    let pair = at(choice.chosen).iter().zip(at(1 - choice.chosen));
+                    sum.iter_mut().zip(pair).for_each(|(sum, (a, b))| *sum += a - b);
+                }
+                sum.into_iter().map(|sum| sum / group.choices.len() as f32).collect()
+            };
+            groups.iter().map(difference).collect()
+        };
+        Ok((of(&cut.learned), of(&cut.asked)))
+    }
+
+    /// The hidden states of one layer after the model has written about each group.
+    fn embeddings(
+        &self,
+        cut: &Cut,
+        cell: &Cell,
+        choices: Choices,
+        layer: Option<usize>,
+        progress: &Progress,
+    ) -> Result<(Vec<Vec<f32>>, Vec<Vec<f32>>)> {
+        let folder = self.assets.join(&self.study.embedding.model);
+        let vlm = Vlm::open(&folder, DType::F32, &Device::Cpu)?;
+        let text = vlm.model.config().text_config.clone();
+        let template = Template::parse(TEMPLATE, "experiments/prompts/few-shot-desk.txt")?;
+        let config = embed::Config {
+            model: repository_digest(&folder)?,
+            template: template.digest().clone(),
+            layout: Layout::BaseOnly,
+            max_new_tokens: self.study.embedding.max_new_tokens,
+            dtype: "f32".into(),
+        };
+        let groups: Vec<&Group> = cut.learned.iter().chain(&cut.asked).collect();
+        let key = json!({
+            "schema": 1,
+            "embedding": config,
+            "pairs": cell.digests.get("data/pairs"),
+            "users": cell.config["users"],
+            "groups": cell.config["groups"],
+            "choices": choices,
+        });
+        let batch = self.study.embedding.batch;
+        let layout = cache::Layout { per_shard: 8 * batch, precision: DType::F32 };
+        let key = Digest::of(key.to_string().as_bytes());
+        let shards = Shards::new(self.cache, "user-embeddings", &key, groups.len(), layout);
+        let missing: usize = shards.missing().iter().map(ExactSizeIterator::len).sum();
+        progress.begin("embed", missing);
+        shards.fill(|rows| {
+            let rows: Vec<usize> = rows.clone().collect();
+            let parts: Vec<&[usize]> = rows.chunks(batch).collect();
+            let states = self.workers.map(&parts, |_, part| -> Result<Tensor> {
+                progress.check()?;
+                let asked = part.iter().map(|&at| self.asked(&vlm, &template, groups[at], at, choices));
+                let asked = asked.collect::<Result<Vec<_>>>()?;
+                let embedded = embed::embed_together(&vlm, &config, &asked, |_| Ok(()))?;
+                progress.advance(part.len());
+                let states: Vec<Tensor> = embedded.into_iter().map(|one| one.states).collect();
+                Ok(Tensor::stack(&states, 0)?) // (groups, layers + 1, D)
+            });
+            let states = states.into_iter().collect::<Result<Vec<_>>>()?;
+            Ok(BTreeMap::from([(STATES.to_owned(), Tensor::cat(&states, 0)?)]))
+        })?;
+        let layer = layer.unwrap_or(text.num_hidden_layers);
+        if layer > text.num_hidden_layers {
+            return Err(Error::Spec(format!(
+                "method `{}` asks for layer {layer}, and {} has layers 0 to {}",
+                cell.method.name,
+                folder.display(),
+                text.num_hidden_layers
+            )));
+        }
+        let all = shards.read_all(STATES, DType::F32, &Device::Cpu)?;
+        let mut rows = all.narrow(1, layer, 1)?.squeeze(1)?.to_vec2::<f32>()?;
+        let asked = rows.split_off(cut.learned.len());
+        Ok((rows, asked))
+    }
+
+    /// What the model is asked about a group: each pair's chosen picture first, or the one that a coin says.
+    fn asked<'s>(
+        &'s self,
+        vlm: &Vlm,
+        template: &Template,
+        group: &Group,
+        at: usize,
+        choices: Choices,
+    ) -> Result<Asked<'s>> {
+        let mut coin = stream(self.study.groups.seed, "identify coin", at as u64);
+        let captions: Vec<&str> =
+            group.choices.iter().map(|choice| self.shown[choice.pair].caption.as_str()).collect();
+        let images = group.choices.iter().flat_map(|choice| {
+            let first = match choices {
+                Choices::Own => choice.chosen,
+                Choices::Coin => coin.below(2),
+            };
+            let images = &self.shown[choice.pair].images;
+            [&images[first], &images[1 - first]]
+        });
+        Ok(Asked { images: images.collect(), prompt: embed::prompt(vlm, template, &captions)? })
+    }
+}
+
+/// Whether captions like this one are kept for asked groups, where these share none with learned ones.
+fn kept_for_asked(caption: &str) -> bool {
+    let digest = Digest::of(format!("identify asked {caption}").as_bytes());
+    u8::from_str_radix(&digest.hex()[..2], 16).is_ok_and(|byte| byte < ASKED_CAPTIONS)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::image::{Format, encode};
+    use crate::pretrain::vlm::{self, VlmConfig};
+    use crate::scenes::{Split, render, sample_scene, style::Style};
+    use crate::spec::{Places, Request};
+    use crate::units::Seed;
+
+    /// Pairs of renders in two styles each.
+    fn pairs(count: usize) -> Vec<Preference> {
+        let one = |index: usize| {
+            let mut draw = stream(Seed::new(8), "identify test", index as u64);
+            let scene = sample_scene(&mut draw, [1.0, 1.0, 0.0], Split::Train);
+            let images = [0, 1].map(|_| {
+                let style = Style::sample(&mut draw);
+                encode(&render(&scene, &style, &mut draw), Format::Png).unwrap()
+            });
+            Preference { caption: scene.caption(), images: Some(images), ..Preference::default() }
+        };
+        (0..count).map(one).collect()
+    }
+
+    fn study(set: &[&str]) -> Identification {
+        let request = Request {
+            study: "fig2".into(),
+            size: crate::spec::Size::Quick,
+            set: set.iter().map(|set| (*set).to_owned()).collect(),
+            experiments: "experiments".into(),
+            ..Request::default()
+        };
+        Identification::load(&request).unwrap()
+    }
+
+    #[test]
+    fn groups_share_no_choice_and_where_asked_no_caption() {
+        let study = study(&[
+            "users.pairs_per_user=60",
+            "groups.separations=[\"random\", \"caption-disjoint\"]",
+            "groups.asked=2",
+        ]);
+        let (pairs, workers) = (pairs(220), Workers::new(1).unwrap());
+        let nowhere = Path::new("nowhere");
+        let identifier = Identifier::new(&study, &pairs, (nowhere, nowhere), &workers).unwrap();
+        for &separation in &study.groups.separations {
+            let cut = identifier.cut(World::Shared, separation).unwrap();
+            assert_eq!((cut.learned.len(), cut.asked.len()), (12 * 3, 12 * 2));
+            let mut taken = BTreeSet::new();
+            for group in cut.learned.iter().chain(&cut.asked) {
+                assert_eq!(group.choices.len(), 4);
+                for choice in &group.choices {
+                    assert_eq!(choice.user as usize, group.user);
+                    assert!(taken.insert((choice.user, choice.pair)));
+                }
+            }
+            let captions = |groups: &[Group]| -> BTreeSet<String> {
+                let choices = groups.iter().flat_map(|group| &group.choices);
+                choices.map(|choice| identifier.shown[choice.pair].caption.clone()).collect()
+            };
+            let shared = captions(&cut.learned).intersection(&captions(&cut.asked)).count();
+            assert_eq!(shared == 0, separation == Separation::CaptionDisjoint, "{shared}");
+            let ranks = identifier.known(&cut.asked, World::Shared, separation);
+            // By chance 6.5 of 12, with a standard error of 0.7; what is known says far more.
+            let mean = ranks.iter().sum::<f64>() / ranks.len() as f64;
+            assert!(mean < 4.4, "{mean}");
+        }
+    }
+
+    #[test]
+    fn a_cell_gives_every_asked_group_a_rank_and_embeds_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (assets, cache) = (folder.path().join("assets"), folder.path().join("cache"));
+        let model = assets.join("desk/vlm");
+        std::fs::create_dir_all(&model).unwrap();
+        std::fs::write(assets.join("desk/pairs.parquet"), b"stands for the pairs").unwrap();
+        vlm::run(&VlmConfig::smoke(), &[], &model, 1, &mut |_| true).unwrap();
+        let study = study(&["users.count=5", "ranks=[1, 2]", "embedding.max_new_tokens=3", "heads=[]"]);
+        let places = Places {
+            results: folder.path().join("results"),
+            figures: folder.path().join("figures"),
+            cache: cache.clone(),
+            assets: assets.clone(),
+        };
+        let mut wanted = study.clone();
+        // The smallest model has two layers.
+        wanted.methods.retain(|method| {
+            !matches!(
+                method.features,
+                Features::ClipDifference { .. } | Features::Embedding { layer: Some(3), .. }
+            )
+        });
+        let cells = wanted.cells(&places).unwrap();
+        let (pairs, workers) = (pairs(60), Workers::new(1).unwrap());
+        let identifier = Identifier::new(&study, &pairs, (&assets, &cache), &workers).unwrap();
+        for cell in &cells {
+            let ranked = identifier.ranks(cell, &Progress::silent()).unwrap();
+            assert_eq!(ranked.len(), 5);
+            assert!(ranked.iter().all(|one| one.ranks.keys().eq(&cell.scores(&study))), "{ranked:?}");
+        }
+        // Own choices with all their layers, and those by a coin.
+        let stored = std::fs::read_dir(cache.join("user-embeddings")).unwrap().count();
+        assert_eq!(stored, 2);
+        let ids: BTreeSet<&str> = cells.iter().map(|cell| cell.id.as_str()).collect();
+        assert_eq!(ids.len(), cells.len());
+    }
+}

@@ -1,0 +1,421 @@
+//! Studies of `kind = "identification"`: can a user be told from few-shot features (the paper's Fig. 2)?
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::plan::{Places, SCHEMA};
+use super::source::{Problems, Sources};
+use super::{Request, Size, label, study_chain, take_table, whole};
+use crate::data::desk::users::World;
+use crate::error::{Error, Result};
+use crate::pretrain::classify;
+use crate::provenance::file_digest;
+use crate::record;
+use crate::units::{Digest, Seed};
+
+/// The word in `kind` that makes a file one of these.
+pub const KIND: &str = "identification";
+
+/// A study, as its file says it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identification {
+    /// The version of experiment files.
+    pub schema: u32,
+    /// [`KIND`].
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Its title.
+    pub title: String,
+    /// What it stands beside in the paper.
+    pub paper: Option<String>,
+    /// Who is to be told from whom.
+    pub users: Users,
+    /// How a user's choices are cut.
+    pub groups: Groups,
+    /// The model that embeds.
+    pub embedding: Embedding,
+    /// The heads, each trained on every kind of features.
+    pub heads: Vec<classify::Config>,
+    /// The kinds of features.
+    pub methods: Vec<Method>,
+    /// A user counts as found where her rank is at most this; each is a point of the figure.
+    pub ranks: Vec<usize>,
+    /// What the paper reports: the share found at a rank.
+    #[serde(default)]
+    pub published: Vec<Published>,
+    /// What is claimed, fixed before looking.
+    #[serde(default)]
+    pub claims: Vec<Claim>,
+    /// The folder name of the profile with its changes.
+    #[serde(skip)]
+    pub label: String,
+}
+
+/// Who is to be told from whom.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Users {
+    /// Of tastes, topics and choices.
+    pub seed: Seed,
+    /// How many there are.
+    pub count: usize,
+    /// Pairs that each chooses between.
+    pub pairs_per_user: usize,
+    /// The worlds that they live in, one after the other.
+    pub worlds: Vec<World>,
+}
+
+/// How the groups that are asked differ from those that are learned from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Separation {
+    /// They are other choices of the same users, about any captions (the paper's).
+    Random,
+    /// They are about captions that no learned group is about.
+    CaptionDisjoint,
+}
+
+impl Separation {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::CaptionDisjoint => "caption-disjoint",
+        }
+    }
+}
+
+/// How a user's choices are cut.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Groups {
+    /// Of the order of choices.
+    pub seed: Seed,
+    /// Pairs in a group.
+    pub shots: usize,
+    /// Groups of each user that are learned from.
+    pub learned: usize,
+    /// Groups of each user that are asked.
+    pub asked: usize,
+    /// How asked groups differ from learned ones, one after the other.
+    pub separations: Vec<Separation>,
+}
+
+/// The model that embeds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Embedding {
+    /// Its folder among the assets.
+    pub model: PathBuf,
+    /// The most tokens that it writes about a group.
+    pub max_new_tokens: usize,
+    /// Groups that are embedded at once.
+    pub batch: usize,
+}
+
+/// A kind of features.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Method {
+    /// Its name in rows.
+    pub name: String,
+    /// Its name in the figure.
+    pub label: String,
+    /// What the features are.
+    pub features: Features,
+}
+
+/// What a user is to be told from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Features {
+    /// The model's hidden state of one layer at the last written position.
+    Embedding {
+        /// Which pictures are shown as chosen.
+        choices: Choices,
+        /// The layer, from 0, the embeddings' own; absent: the last.
+        #[serde(default)]
+        layer: Option<usize>,
+    },
+    /// The mean over the pairs of the chosen picture's embedding under a CLIP less the rejected one's.
+    ClipDifference {
+        /// The CLIP's folder among the assets.
+        model: PathBuf,
+    },
+    /// Nothing is learned: each user's probability of the observed choices, from her known utilities; where users have
+    /// topics, also of the observed captions.
+    KnownUtilities,
+}
+
+/// Which pictures are shown as chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Choices {
+    /// Those that the user chose.
+    Own,
+    /// Those that a coin says: what is found nevertheless comes from content alone.
+    Coin,
+}
+
+/// A point of the paper's figure.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Published {
+    /// The rank.
+    pub rank: usize,
+    /// The share found.
+    pub accuracy: f64,
+}
+
+/// That one kind of features finds more users than another.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Claim {
+    /// Its name.
+    pub id: String,
+    /// In words.
+    pub text: String,
+    /// The features that find more.
+    pub method: String,
+    /// Than which.
+    pub over: String,
+    /// In which world.
+    pub world: World,
+    /// With which asked groups.
+    pub separation: Separation,
+    /// By which head.
+    pub head: classify::Head,
+    /// At which rank.
+    pub rank: usize,
+    /// The least difference that counts.
+    pub smallest_effect: f64,
+}
+
+/// One kind of features in one world, under one separation: the unit of work and of records.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    /// Its name on disk; the last part hashes its inputs.
+    pub id: String,
+    /// The features.
+    pub method: Method,
+    /// The world.
+    pub world: World,
+    /// The separation.
+    pub separation: Separation,
+    /// What its id hashes.
+    pub config: serde_json::Value,
+    /// The digests of weights and data that it depends on.
+    pub digests: BTreeMap<String, Digest>,
+    /// The folder of its record.
+    pub folder: PathBuf,
+}
+
+impl Cell {
+    /// Whether its record is complete.
+    pub fn is_complete(&self) -> bool {
+        record::read_header(&self.folder).is_ok_and(|header| header.finished.is_some())
+    }
+
+    /// What its rows are called: the features with the world and the separation.
+    pub fn row_method(&self) -> String {
+        row_method(&self.method.name, self.world, self.separation)
+    }
+
+    /// The scores of its rows: the true user's rank by each head, or by the known utilities.
+    pub fn scores(&self, study: &Identification) -> Vec<String> {
+        match self.method.features {
+            Features::KnownUtilities => vec![RANK.to_owned()],
+            _ => study.heads.iter().map(|head| rank_by(head.head)).collect(),
+        }
+    }
+}
+
+/// The score of features that need no head.
+pub const RANK: &str = "rank";
+
+/// The score of a head.
+pub fn rank_by(head: classify::Head) -> String {
+    format!("{RANK} {}", head.name())
+}
+
+/// What rows are called.
+pub fn row_method(features: &str, world: World, separation: Separation) -> String {
+    format!("{features} {} {}", world.name(), separation.name())
+}
+
+impl Identification {
+    /// Whether a study's file is one of these.
+    ///
+    /// # Errors
+    /// Where the file is missing or is no TOML.
+    pub fn is_asked_for(request: &Request) -> Result<bool> {
+        #[derive(Deserialize)]
+        struct Kind {
+            kind: Option<String>,
+        }
+        let text = super::library::experiment(&request.experiments, &request.study)?;
+        let kind: Kind = toml::from_str(&text.text)
+            .map_err(|fault| Error::Spec(format!("{}: {}", text.name, fault.message())))?;
+        match kind.kind.as_deref() {
+            None => Ok(false),
+            Some(KIND) => Ok(true),
+            Some(other) => {
+                Err(Error::Spec(format!("{}: kind is `{other}`, expected `{KIND}` or none", text.name)))
+            }
+        }
+    }
+
+    /// Reads a study with its overrides.
+    ///
+    /// # Errors
+    /// All problems at once, each with file and line, or with the override that it stands in.
+    pub fn load(request: &Request) -> Result<Self> {
+        let profile = if request.profile.is_empty() { "desk" } else { &request.profile };
+        if profile != "desk" {
+            return Err(Error::Spec(format!(
+                "study `{}` runs under the profile `desk` alone as yet, got `{profile}`",
+                request.study
+            )));
+        }
+        let mut sources = Sources::default();
+        let chain = study_chain(&request.experiments, &request.study, &mut sources)?;
+        let overrides: Vec<usize> =
+            request.set.iter().map(|setting| sources.add_override(setting)).collect::<Result<_>>()?;
+        let mut problems = Problems::default();
+        let mut tree = toml::de::DeTable::new();
+        for &index in &chain {
+            let mut layer = sources.parse(index)?;
+            layer.remove("extends");
+            sources.merge(&mut tree, layer, &mut problems);
+        }
+        let (quick, released) = (take_table(&mut tree, "quick"), take_table(&mut tree, "released"));
+        match request.size {
+            Size::Standard => {}
+            Size::Quick => sources.merge(&mut tree, quick, &mut problems),
+            Size::Released => sources.merge(&mut tree, released, &mut problems),
+        }
+        for &index in &overrides {
+            sources.merge(&mut tree, sources.parse(index)?, &mut problems);
+        }
+        let study: Option<Self> = sources.read(whole(tree), &mut problems);
+        if let Some(study) = &study {
+            study.check(&mut problems);
+        }
+        problems.finish()?;
+        let mut study = study.ok_or_else(|| Error::Spec(format!("{}: cannot be read", request.study)))?;
+        study.label = label(profile, request);
+        Ok(study)
+    }
+
+    fn check(&self, problems: &mut Problems) {
+        let Groups { shots, learned, asked, .. } = self.groups;
+        if self.schema != SCHEMA {
+            problems.push(format!("{}: schema must be {SCHEMA}", self.name));
+        }
+        for (what, value) in [
+            ("users.count", self.users.count),
+            ("groups.shots", shots),
+            ("groups.learned", learned),
+            ("groups.asked", asked),
+            ("embedding.batch", self.embedding.batch),
+            ("embedding.max_new_tokens", self.embedding.max_new_tokens),
+        ] {
+            if value == 0 {
+                problems.push(format!("{}: {what} is 0, expected at least 1", self.name));
+            }
+        }
+        let needed = shots * (learned + asked);
+        if needed > self.users.pairs_per_user {
+            problems.push(format!(
+                "{}: users.pairs_per_user is {}, and {learned} + {asked} groups of {shots} need {needed}",
+                self.name, self.users.pairs_per_user
+            ));
+        }
+        if let Some(rank) = self.ranks.iter().find(|&&rank| rank == 0 || rank > self.users.count) {
+            problems.push(format!("{}: ranks has {rank}, expected 1 to users.count", self.name));
+        }
+        for claim in &self.claims {
+            for method in [&claim.method, &claim.over] {
+                if !self.methods.iter().any(|known| known.name == *method) {
+                    problems.push(format!("{}: claim {}: no method `{method}`", self.name, claim.id));
+                }
+            }
+        }
+    }
+
+    /// The folder of its records under a results folder.
+    pub fn folder(&self, results: &Path) -> PathBuf {
+        results.join(&self.name).join(&self.label)
+    }
+
+    /// Its cells on this disk.
+    ///
+    /// # Errors
+    /// Where a file of weights or data is missing.
+    pub fn cells(&self, places: &Places) -> Result<Vec<Cell>> {
+        let mut digests = BTreeMap::new();
+        let mut digest = |name: &str, path: PathBuf| -> Result<(String, Digest)> {
+            let key = name.to_owned();
+            if !digests.contains_key(&key) {
+                digests.insert(key.clone(), file_digest(&path)?);
+            }
+            Ok((key.clone(), digests[&key].clone()))
+        };
+        let folder = self.folder(&places.results);
+        let mut cells = Vec::new();
+        for &world in &self.users.worlds {
+            for &separation in &self.groups.separations {
+                for method in &self.methods {
+                    let mut needed =
+                        BTreeMap::from([digest("data/pairs", places.assets.join("desk/pairs.parquet"))?]);
+                    let model = match &method.features {
+                        Features::Embedding { .. } => Some(&self.embedding.model),
+                        Features::ClipDifference { model } => Some(model),
+                        Features::KnownUtilities => None,
+                    };
+                    if let Some(model) = model {
+                        let path = places.assets.join(model).join("model.safetensors");
+                        needed.extend([digest(&format!("weights/{}", model.display()), path)?]);
+                    }
+                    let heads =
+                        if method.features == Features::KnownUtilities { &[][..] } else { &self.heads };
+                    let config = json!({
+                        "schema": SCHEMA,
+                        "users": {"seed": self.users.seed, "count": self.users.count,
+                                  "pairs_per_user": self.users.pairs_per_user, "world": world},
+                        "groups": {"seed": self.groups.seed, "shots": self.groups.shots,
+                                   "learned": self.groups.learned, "asked": self.groups.asked,
+                                   "separation": separation},
+                        "features": method.features,
+                        "embedding": match method.features {
+                            Features::Embedding { .. } => json!({
+                                "max_new_tokens": self.embedding.max_new_tokens,
+                                "template": Digest::of(crate::pretrain::vlm::TEMPLATE.as_bytes()),
+                            }),
+                            _ => serde_json::Value::Null,
+                        },
+                        "heads": heads,
+                        "digests": needed,
+                    });
+                    let name = row_method(&method.name, world, separation).replace(' ', ".");
+                    let id = format!("{name}.{}", &Digest::of(config.to_string().as_bytes()).hex()[..12]);
+                    cells.push(Cell {
+                        folder: folder.join("cells").join(&id),
+                        id,
+                        method: method.clone(),
+                        world,
+                        separation,
+                        config,
+                        digests: needed,
+                    });
+                }
+            }
+        }
+        Ok(cells)
+    }
+}
