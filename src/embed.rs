@@ -4,6 +4,8 @@
 //! embedding is what the authors' code stores: the hidden states of every layer at the last step of that answer. What this
 //! module does not do: read pairs or write embeddings.
 
+pub mod groups;
+pub mod people;
 mod template;
 
 use candle_core::{DType, Device, Tensor};

@@ -7,31 +7,25 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
-use serde_json::json;
+use candle_core::Device;
 
-use crate::cache::{self, Shards};
 use crate::data::Preference;
 use crate::data::desk::users::{self, Choice, Shown, Use, World};
-use crate::embed::{self, Asked, Template};
+use crate::embed::groups::{self, How};
 use crate::error::{Error, Result};
 use crate::evaluate::open_reward;
-use crate::models::llava_onevision::Layout;
 use crate::nn::workers::Workers;
 use crate::pixels::Image;
 use crate::pretrain::classify::{self, Examples};
-use crate::pretrain::vlm::TEMPLATE;
 use crate::progress::Progress;
 use crate::reward::Reward;
 use crate::rng::stream;
 use crate::scenes::population::SAMPLES;
+use crate::scenes::talk;
 use crate::scenes::tastes::{self, Kind, Taste, Tastes};
 use crate::spec::identify::{Cell, Choices, Features, Identification, RANK, Separation, rank_by};
 use crate::units::Digest;
-use crate::vlm::{Vlm, repository_digest};
 
-/// The tensor that the cache of embeddings holds: (groups, layers + 1, width).
-const STATES: &str = "states";
 /// Of 256 captions, how many are kept for asked groups where these share none with learned ones.
 const ASKED_CAPTIONS: u8 = 64;
 
@@ -154,7 +148,7 @@ impl<'a> Identifier<'a> {
                 let (learned, asked) = match learnable {
                     Features::ClipDifference { model } => self.differences(&cut, &self.assets.join(model))?,
                     Features::Embedding { choices, layer } => {
-                        self.embeddings(&cut, cell, *choices, *layer, progress)?
+                        self.embeddings(&cut, *choices, *layer, progress)?
                     }
                     Features::KnownUtilities => unreachable!("matched above"),
                 };
@@ -252,88 +246,34 @@ impl<'a> Identifier<'a> {
     fn embeddings(
         &self,
         cut: &Cut,
-        cell: &Cell,
         choices: Choices,
         layer: Option<usize>,
         progress: &Progress,
     ) -> Result<(Vec<Vec<f32>>, Vec<Vec<f32>>)> {
-        let folder = self.assets.join(&self.study.embedding.model);
-        let vlm = Vlm::open(&folder, DType::F32, &Device::Cpu)?;
-        let text = vlm.model.config().text_config.clone();
-        let template = Template::parse(TEMPLATE, "experiments/prompts/few-shot-desk.txt")?;
-        let config = embed::Config {
-            model: repository_digest(&folder)?,
-            template: template.digest().clone(),
-            layout: Layout::BaseOnly,
-            max_new_tokens: self.study.embedding.max_new_tokens,
-            dtype: "f32".into(),
+        let embedding = &self.study.embedding;
+        let how = How {
+            model: &self.assets.join(&embedding.model),
+            template: (talk::FEW_SHOT, talk::FEW_SHOT_FILE),
+            max_new_tokens: embedding.max_new_tokens,
+            batch: embedding.batch,
+            cache: self.cache,
         };
-        let groups: Vec<&Group> = cut.learned.iter().chain(&cut.asked).collect();
-        let key = json!({
-            "schema": 1,
-            "embedding": config,
-            "pairs": cell.digests.get("data/pairs"),
-            "users": cell.config["users"],
-            "groups": cell.config["groups"],
-            "choices": choices,
-        });
-        let batch = self.study.embedding.batch;
-        let layout = cache::Layout { per_shard: 8 * batch, precision: DType::F32 };
-        let key = Digest::of(key.to_string().as_bytes());
-        let shards = Shards::new(self.cache, "user-embeddings", &key, groups.len(), layout);
-        let missing: usize = shards.missing().iter().map(ExactSizeIterator::len).sum();
-        progress.begin("embed", missing);
-        shards.fill(|rows| {
-            let rows: Vec<usize> = rows.clone().collect();
-            let parts: Vec<&[usize]> = rows.chunks(batch).collect();
-            let states = self.workers.map(&parts, |_, part| -> Result<Tensor> {
-                progress.check()?;
-                let asked = part.iter().map(|&at| self.asked(&vlm, &template, groups[at], at, choices));
-                let asked = asked.collect::<Result<Vec<_>>>()?;
-                let embedded = embed::embed_together(&vlm, &config, &asked, |_| Ok(()))?;
-                progress.advance(part.len());
-                let states: Vec<Tensor> = embedded.into_iter().map(|one| one.states).collect();
-                Ok(Tensor::stack(&states, 0)?) // (groups, layers + 1, D)
-            });
-            let states = states.into_iter().collect::<Result<Vec<_>>>()?;
-            Ok(BTreeMap::from([(STATES.to_owned(), Tensor::cat(&states, 0)?)]))
-        })?;
-        let layer = layer.unwrap_or(text.num_hidden_layers);
-        if layer > text.num_hidden_layers {
-            return Err(Error::Spec(format!(
-                "method `{}` asks for layer {layer}, and {} has layers 0 to {}",
-                cell.method.name,
-                folder.display(),
-                text.num_hidden_layers
-            )));
-        }
-        let all = shards.read_all(STATES, DType::F32, &Device::Cpu)?;
-        let mut rows = all.narrow(1, layer, 1)?.squeeze(1)?.to_vec2::<f32>()?;
+        let groups = cut.learned.iter().chain(&cut.asked).enumerate();
+        let told: Vec<Vec<Choice>> = groups
+            .map(|(at, group)| match choices {
+                Choices::Own => group.choices.clone(),
+                Choices::Coin => {
+                    let mut coin = stream(self.study.groups.seed, "identify coin", at as u64);
+                    let tossed = |choice: &Choice| Choice { chosen: coin.below(2), ..*choice };
+                    group.choices.iter().map(tossed).collect()
+                }
+            })
+            .collect();
+        let told: Vec<&[Choice]> = told.iter().map(Vec::as_slice).collect();
+        let states = groups::embed_groups(&self.shown, &told, how, self.workers, progress)?;
+        let mut rows = groups::layer(&states, layer)?;
         let asked = rows.split_off(cut.learned.len());
         Ok((rows, asked))
-    }
-
-    /// What the model is asked about a group: each pair's chosen picture first, or the one that a coin says.
-    fn asked<'s>(
-        &'s self,
-        vlm: &Vlm,
-        template: &Template,
-        group: &Group,
-        at: usize,
-        choices: Choices,
-    ) -> Result<Asked<'s>> {
-        let mut coin = stream(self.study.groups.seed, "identify coin", at as u64);
-        let captions: Vec<&str> =
-            group.choices.iter().map(|choice| self.shown[choice.pair].caption.as_str()).collect();
-        let images = group.choices.iter().flat_map(|choice| {
-            let first = match choices {
-                Choices::Own => choice.chosen,
-                Choices::Coin => coin.below(2),
-            };
-            let images = &self.shown[choice.pair].images;
-            [&images[first], &images[1 - first]]
-        });
-        Ok(Asked { images: images.collect(), prompt: embed::prompt(vlm, template, &captions)? })
     }
 }
 

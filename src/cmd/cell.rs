@@ -16,9 +16,11 @@ use crate::base::Base;
 use crate::checkpoint::{open_adapter, save_adapter};
 use crate::collective;
 use crate::data::labels::comparisons;
+use crate::data::pick_a_pic::{self, Columns};
 use crate::data::prompts::{self, Prompt};
 use crate::data::{Preference, scores};
 use crate::diffusion::SamplerConfig;
+use crate::embed::people::{Learned, People};
 use crate::error::{Error, Result};
 use crate::evaluate::Scorers;
 use crate::generate::{Request, Sampling, sample};
@@ -28,7 +30,7 @@ use crate::nn::{LearningRate, Warmup};
 use crate::pixels::Image;
 use crate::progress::Progress;
 use crate::record::{DRIFT, Key, Recorder, Row, Step, read_trace, write_trace};
-use crate::spec::{self, Cell, Condition, Conditioning, Plan, Profile};
+use crate::spec::{self, Cell, Condition, Conditioning, Labels, Plan, Profile};
 use crate::train::{self, Bench, Example, Keep, Pairs, ReferenceErrors, Trained};
 use crate::units::Digest;
 
@@ -42,6 +44,7 @@ pub(super) struct Laboratory<'a> {
     prompts: OnceCell<Vec<Prompt>>,
     preferences: OnceCell<(Vec<Preference>, scores::Scores)>,
     pairs: OnceCell<Pairs>,
+    people: OnceCell<People>,
     reference: RefCell<BTreeMap<Digest, Rc<ReferenceErrors>>>,
 }
 
@@ -63,6 +66,7 @@ impl<'a> Laboratory<'a> {
             prompts: OnceCell::new(),
             preferences: OnceCell::new(),
             pairs: OnceCell::new(),
+            people: OnceCell::new(),
             reference: RefCell::default(),
         }
     }
@@ -139,7 +143,7 @@ impl<'a> Laboratory<'a> {
     fn train(&self, cell: &Cell, key: &str, folder: &Path, progress: &Progress) -> Result<Trained> {
         let collective = &*self.compute.collective;
         let prepare = || {
-            let (settings, mut examples) = (self.settings(cell)?, self.examples(cell)?);
+            let (settings, mut examples) = (self.settings(cell, progress)?, self.examples(cell, progress)?);
             let pairs = self.pairs()?;
             examples.retain(|example| !pairs.broken.contains(&example.pair));
             if !pairs.broken.is_empty() {
@@ -208,7 +212,7 @@ impl<'a> Laboratory<'a> {
         Ok(store)
     }
 
-    fn settings(&self, cell: &Cell) -> Result<train::Settings> {
+    fn settings(&self, cell: &Cell, progress: &Progress) -> Result<train::Settings> {
         let method = &cell.method;
         let objective = method.objective.ok_or_else(|| {
             Error::Spec(format!("methods.{}: has a training but no objective", method.name))
@@ -220,6 +224,7 @@ impl<'a> Laboratory<'a> {
                 user_width: match method.conditioning {
                     Conditioning::OneHot => self.plan.spec.rewards.users.len(),
                     Conditioning::None | Conditioning::Constant => 1,
+                    people => self.people(progress)?.width(people),
                 },
                 num_tokens: method.adapter.user_tokens,
                 token_width: method.adapter.token_width,
@@ -243,13 +248,24 @@ impl<'a> Laboratory<'a> {
     }
 
     /// Who prefers what, with the vector that the user branch is told.
-    fn examples(&self, cell: &Cell) -> Result<Vec<Example>> {
+    fn examples(&self, cell: &Cell, progress: &Progress) -> Result<Vec<Example>> {
         let (preferences, scores) = self.preferences()?;
         let method = &cell.method;
         let labels = method
             .labels
             .as_ref()
             .ok_or_else(|| Error::Spec(format!("methods.{}: has an objective but no labels", method.name)))?;
+        if *labels == Labels::Users {
+            let learned = self.people(progress)?.learned(method.conditioning)?;
+            let example = |one: Learned| Example {
+                pair: one.pair,
+                second_chosen: one.chosen == 1,
+                user: if method.conditioning.is_of_people() { one.user } else { CONSTANT_USER.to_vec() },
+            };
+            // Where fewer pairs are asked for, choices between the others are left out.
+            let there = |one: &Learned| one.pair < preferences.len();
+            return Ok(learned.into_iter().filter(there).map(example).collect());
+        }
         let chosen = comparisons(labels, preferences, scores, method.train.gap_filter, cell.train_seed)?;
         let users = &self.plan.spec.rewards.users;
         chosen
@@ -284,6 +300,8 @@ impl<'a> Laboratory<'a> {
                 condition.weights(&spec.rewards.users)?.iter().map(|&w| w as f32).collect()
             }
             Conditioning::None | Conditioning::Constant => CONSTANT_USER.to_vec(),
+            people if condition.is_none() => vec![0.0; self.people(progress)?.width(people)],
+            people => self.people(progress)?.vector(people, condition)?,
         };
         let sampling = sampling(&spec.sample);
         let key = |request: &Request| {
@@ -371,6 +389,21 @@ impl<'a> Laboratory<'a> {
             }
         });
         Ok(of_each.collect())
+    }
+
+    /// The people of the study's `[users]`.
+    fn people(&self, progress: &Progress) -> Result<&People> {
+        get_or_open(&self.people, || {
+            let Plan { spec, places, .. } = self.plan;
+            let users = spec.users.as_ref().ok_or_else(|| {
+                Error::Spec(format!("{}: a method asks for people, and the study has no [users]", spec.name))
+            })?;
+            // Pictures are read for once: what is trained on are their latents.
+            let pairs = pick_a_pic::read(self.plan.data("pairs")?, Columns::All)?;
+            let embeds = spec.methods.iter().any(|method| method.conditioning == Conditioning::Embedding);
+            let folders = (places.assets.as_path(), places.cache.as_path());
+            People::gather(users, &pairs, embeds, folders, &self.compute.workers, progress)
+        })
     }
 
     fn base(&self) -> Result<&Base> {

@@ -66,7 +66,7 @@ fn record(study: &Identification, cell: &Cell, session: &Session, ranked: &[Rank
     };
     let mut recorder = Recorder::open(&cell.folder, header)?;
     for one in ranked {
-        let condition = format!("user {}", one.user);
+        let condition = format!("user-{}", one.user);
         let key = Key::new(&cell.row_method(), &condition, 0, one.group as u32, NO_NOISE);
         if recorder.has(&key) {
             continue;

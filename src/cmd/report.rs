@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Global, Verdict, terminal};
 use crate::error::Error;
-use crate::report::{self, claims, fig2, readme, study::Design, study::Study};
+use crate::report::{self, claims, fig2, fig5, readme, study::Design, study::Study};
 use crate::spec::{Identification, Spec, library};
 
 #[derive(Debug, clap::Args)]
@@ -49,7 +49,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
         let study = Study::load(Design::of(&spec)?, &folder)?;
         let outputs = report::render_all(&study)?;
         settle(&spec.name, &spec.label, &outputs, arguments, global, &mut stale)?;
-        broken |= !claims::judge(&study)?.iter().all(claims::Judged::holds);
+        broken |= !all_holds(&study)?;
     }
     if shown == 0 {
         terminal::say(global.quiet, &format!("no study has records in {}", global.results.display()));
@@ -113,8 +113,12 @@ pub(super) fn render(spec: &Spec, global: &Global) -> anyhow::Result<Verdict> {
     let figures = folder_of(&spec.name, &spec.label, &global.figures);
     let written = report::write(&outputs, &figures)?;
     print(&outputs, &figures, written.len(), global);
-    let holds = claims::judge(&study)?.iter().all(claims::Judged::holds);
-    Ok(if global.strict && !holds { Verdict::DoesNotHold } else { Verdict::Done })
+    Ok(if global.strict && !all_holds(&study)? { Verdict::DoesNotHold } else { Verdict::Done })
+}
+
+/// Whether every claim of the study holds.
+fn all_holds(study: &Study) -> crate::error::Result<bool> {
+    Ok(claims::judge(study)?.iter().all(claims::Judged::holds) && fig5::holds(study)?)
 }
 
 /// `figures/<study>`, and for profiles other than the released one a folder of their own below it.

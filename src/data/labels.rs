@@ -19,6 +19,8 @@ use crate::units::Seed;
 pub enum Labels {
     /// The labels that came with the pairs, `label_0` and `label_1`; ties are dropped.
     Raw,
+    /// The choices of the people of a study's `[users]`, each trained as hers.
+    Users,
     /// Each pair is labelled by each reward, and trained as that reward's user.
     Reward {
         /// The rewards that label.
@@ -45,7 +47,7 @@ impl Labels {
     /// The rewards that label; none for raw labels.
     pub fn rewards(&self) -> &[String] {
         match self {
-            Self::Raw => &[],
+            Self::Raw | Self::Users => &[],
             Self::Reward { rewards }
             | Self::Pooled { rewards }
             | Self::ShuffledLabels { rewards }
@@ -114,6 +116,10 @@ pub fn comparisons(
                 None => all.unlabelled += 1,
             }
         }
+    } else if *labels == Labels::Users {
+        return Err(Error::Spec(
+            "labels by users are choices of a study's own people, not of the pairs".into(),
+        ));
     } else if labels.rewards().is_empty() {
         return Err(Error::Spec("labels by reward need at least one reward; name one in `rewards`".into()));
     }
@@ -142,7 +148,7 @@ pub fn comparisons(
             stream(seed, "shuffled-users", 0).shuffle(&mut users);
             all.items.iter_mut().zip(users).for_each(|(item, user)| item.user = user);
         }
-        Labels::Raw | Labels::Reward { .. } | Labels::Pooled { .. } => {}
+        Labels::Raw | Labels::Users | Labels::Reward { .. } | Labels::Pooled { .. } => {}
     }
     if all.items.is_empty() {
         return Err(Error::Spec(format!(

@@ -36,9 +36,6 @@ pub use lessons::Subject;
 use lessons::{ANSWERS, any_user, asked, describing, loss, preferring, rendered};
 pub use repository::Sizes;
 
-/// The desk's prompt for user embeddings, in words that its model knows.
-pub const TEMPLATE: &str = include_str!("../../experiments/prompts/few-shot-desk.txt");
-
 /// The recipe of a desk vision-language model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -165,7 +162,7 @@ impl Teacher {
             profile: id("Profile:")?,
             processor: ImageProcessor::new(&repository::processor(), &model)?,
             chat: ChatTemplate::new(repository::CHAT_TEMPLATE)?,
-            template: Template::parse(TEMPLATE, "experiments/prompts/few-shot-desk.txt")?,
+            template: Template::parse(talk::FEW_SHOT, talk::FEW_SHOT_FILE)?,
             tokenizer,
         })
     }

@@ -49,10 +49,10 @@ impl<'a> Found<'a> {
         let mut seen = std::collections::HashSet::new();
         let mut ranks: BTreeMap<(String, String), Vec<(u64, f64)>> = BTreeMap::new();
         for row in rows {
-            let user = row.condition.strip_prefix("user ").and_then(|user| user.parse().ok());
+            let user = row.condition.strip_prefix("user-").and_then(|user| user.parse().ok());
             let user: u64 = user.ok_or_else(|| {
                 Error::Spec(format!(
-                    "{}: condition `{}`, expected `user` and a number",
+                    "{}: condition `{}`, expected `user-` and a number",
                     row.method, row.condition
                 ))
             })?;
@@ -471,4 +471,82 @@ fn claims(found: &Found) -> Result<(Table, bool)> {
     }
     table.note("Holm's correction runs across the claims; intervals are over users.");
     Ok((table, holds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Row;
+    use crate::spec::Request;
+
+    fn study() -> Identification {
+        let request = Request {
+            study: "fig2".into(),
+            experiments: Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments"),
+            ..Request::default()
+        };
+        Identification::load(&request).unwrap()
+    }
+
+    /// Two groups of each of forty users: the embedding has rank 3 and 20, everything else 150.
+    fn rows(study: &Identification) -> Vec<Row> {
+        let mut rows = Vec::new();
+        for (world, separation) in settings(study) {
+            for method in &study.methods {
+                for user in 0..40 {
+                    for group in 0..2u32 {
+                        let rank = match (&method.features, group) {
+                            (Features::KnownUtilities, _) => 1.0,
+                            (_, 0) if method.name == "embedding" => 3.0,
+                            (_, 1) if method.name == "embedding" => 20.0,
+                            _ => 150.0,
+                        };
+                        let scores = match method.features {
+                            Features::KnownUtilities => vec![RANK.to_owned()],
+                            _ => study.heads.iter().map(|head| rank_by(head.head)).collect(),
+                        };
+                        rows.push(Row {
+                            method: row_method(&method.name, world, separation),
+                            condition: format!("user-{user}"),
+                            prompt: group,
+                            scores: scores.into_iter().map(|score| (score, rank)).collect(),
+                            ..Row::default()
+                        });
+                    }
+                }
+            }
+        }
+        rows
+    }
+
+    #[test]
+    fn shares_count_the_groups_whose_user_is_found() {
+        let study = study();
+        let found = Found::new(&study, rows(&study)).unwrap();
+        let share = |rank| {
+            let rows = row_method("embedding", World::Shared, Separation::Random);
+            found.share(&rows, &rank_by(Head::Linear), rank).unwrap().unwrap().value()
+        };
+        assert_eq!([1, 2, 4, 16, 32].map(share), [0.0, 0.0, 0.5, 0.5, 1.0]);
+        let (outputs, holds) = render(&found).unwrap();
+        // Half of the groups at rank 16 more than content alone finds, which is none.
+        assert!(holds);
+        let claims = &outputs[1].tables[0].1;
+        assert_eq!(claims.rows.len(), 2);
+        assert!(matches!(&claims.rows[0][3], Cell::Text(verdict) if verdict == "holds"));
+        for figure in &outputs[0].figures {
+            assert_eq!(super::super::panel::faults(&figure.scene), Vec::<String>::new(), "{}", figure.name);
+        }
+    }
+
+    #[test]
+    fn records_that_hold_a_group_twice_or_no_user_are_refused() {
+        let study = study();
+        let mut rows = rows(&study);
+        rows.push(rows[0].clone());
+        assert!(Found::new(&study, rows.clone()).unwrap_err().to_string().contains("two records"));
+        rows.truncate(1);
+        rows[0].condition = "clip".into();
+        assert!(Found::new(&study, rows).unwrap_err().to_string().contains("`clip`"));
+    }
 }

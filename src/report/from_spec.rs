@@ -16,7 +16,12 @@ impl Design {
                 .conditions
                 .iter()
                 .map(|condition| {
-                    Ok(User { condition: condition.to_string(), weights: condition.weights(rewards)? })
+                    // People are no points between rewards.
+                    let weights = match method.conditioning.is_of_people() {
+                        true => vec![0.0; rewards.len()],
+                        false => condition.weights(rewards)?,
+                    };
+                    Ok(User { condition: condition.to_string(), weights })
                 })
                 .collect::<Result<_>>()?;
             Ok(Method {
@@ -58,6 +63,7 @@ impl Design {
             claims: spec.claims.clone(),
             sweep,
             outputs: spec.outputs.clone(),
+            people: spec.users.clone(),
             noise_seeds: spec.data.noise_seeds.get().iter().map(|seed| seed.get()).collect(),
         })
     }

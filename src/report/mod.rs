@@ -23,6 +23,7 @@ pub mod export;
 pub mod fig2;
 pub mod fig3;
 pub mod fig4;
+pub mod fig5;
 mod from_spec;
 pub mod matrix;
 pub mod pairs;
@@ -92,6 +93,11 @@ pub const OUTPUTS: &[Entry] = &[
         render: fig3::render,
     },
     Entry { name: "fig4", about: "rewards over mixtures of users", render: fig4::render },
+    Entry {
+        name: "fig5",
+        about: "how much people would rather have the images that were made for them",
+        render: fig5::render,
+    },
     Entry {
         name: "retained",
         about: "what one model keeps of each specialist's gain",
@@ -224,7 +230,7 @@ mod tests {
         let expected: Vec<&str> = OUTPUTS
             .iter()
             .map(|entry| entry.name)
-            .filter(|name| !["sweep", "samples"].contains(name))
+            .filter(|name| !["fig5", "sweep", "samples"].contains(name))
             .collect();
         let made: Vec<&str> = outputs.iter().map(|output| output.name.as_str()).collect();
         assert_eq!(

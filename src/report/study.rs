@@ -11,6 +11,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 use crate::record::{self, Header, Kept, Row, Step};
+use crate::spec::Users;
 use crate::spec::claim::Claim;
 use crate::stats::crossed::Gathered;
 use crate::stats::{Crossed, Estimate, Inference};
@@ -90,6 +91,8 @@ pub struct Design {
     pub sweep: Option<Sweep>,
     /// The outputs that are rendered; absent: all that there is something for.
     pub outputs: Option<Vec<String>>,
+    /// The people, where it is a study of them.
+    pub people: Option<Users>,
     /// The noise seeds that all methods share; further images of the base only show how its images differ.
     pub noise_seeds: Vec<u64>,
 }

@@ -113,6 +113,7 @@ pub fn design() -> Design {
         claims: super::claims::tests::claims(),
         sweep: None,
         outputs: None,
+        people: None,
         noise_seeds: vec![0],
     }
 }

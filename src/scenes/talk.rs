@@ -17,6 +17,11 @@ pub const WORDS: [[&str; 2]; FEATURES] = [
     ["faithful", "careless"],
 ];
 
+/// The prompt that shows a user's choices and asks for her profile, in words that the desk's model knows.
+pub const FEW_SHOT: &str = include_str!("../../experiments/prompts/few-shot-desk.txt");
+/// Where [`FEW_SHOT`] stands.
+pub const FEW_SHOT_FILE: &str = "experiments/prompts/few-shot-desk.txt";
+
 /// Said where no feature stands out.
 pub const PLAIN: &str = "plain";
 

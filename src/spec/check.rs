@@ -1,6 +1,7 @@
 //! What must fit together in a study, whatever the disk holds: names that exist, conditions that a method can take.
 
 use super::source::Problems;
+use super::users::{MEAN_USER, of_condition};
 use super::{Conditioning, Labels, Method, Role, Spec, claim};
 use crate::error::nearest;
 
@@ -33,6 +34,10 @@ impl Spec {
         for method in &self.methods {
             let place = format!("{study}: methods.{}", method.name);
             check_method(method, &place, &self.rewards.users, &rewards, &sources, problems);
+            check_people(method, &place, self.users.is_some(), problems);
+        }
+        if let Some(users) = &self.users {
+            users.check(study, &self.methods, problems);
         }
         let conditions: Vec<Vec<String>> = self
             .methods
@@ -65,6 +70,7 @@ fn check_method(
         ));
     }
     let personal = method.conditioning == Conditioning::OneHot;
+    let people = method.conditioning.is_of_people();
     match (&method.objective, &method.labels) {
         (None, None) if method.conditioning != Conditioning::None => {
             problems.push(format!("{place}: has conditioning but no objective: nothing would train it"));
@@ -78,7 +84,7 @@ fn check_method(
         _ => {}
     }
     if let Some(labels) = &method.labels {
-        if labels.rewards().is_empty() && *labels != Labels::Raw {
+        if labels.rewards().is_empty() && !matches!(labels, Labels::Raw | Labels::Users) {
             problems.push(format!(
                 "{place}: labels.rewards is empty, expected at least one of {}",
                 sources.join(", ")
@@ -91,7 +97,7 @@ fn check_method(
                 problems.push(unknown(&format!("{place}: labels.rewards"), "user", reward, &strs(users)));
             }
         }
-        if personal && *labels == Labels::Raw {
+        if personal && matches!(labels, Labels::Raw | Labels::Users) {
             problems.push(format!(
                 "{place}: one-hot conditioning needs labels by rewards, raw labels name no user"
             ));
@@ -110,12 +116,12 @@ fn check_method(
         if method.conditions[..index].contains(condition) {
             problems.push(format!("{place}: the condition `{condition}` stands twice"));
         }
-        if !condition.is_none() && !personal {
+        if !condition.is_none() && !personal && !people {
             problems.push(format!(
                 "{place}: condition `{condition}`: the method takes no users, expected `none`"
             ));
         }
-        for (part, _) in condition.parts() {
+        for (part, _) in condition.parts().iter().filter(|_| !people) {
             if !users.contains(part) {
                 problems.push(unknown(
                     &format!("{place}: condition `{condition}`"),
@@ -134,6 +140,29 @@ fn check_method(
             "{place}: warmup_steps is {}, more than the {} steps of training",
             method.train.warmup_steps, method.train.steps
         ));
+    }
+}
+
+/// What a method that knows people must say.
+fn check_people(method: &Method, place: &str, has_users: bool, problems: &mut Problems) {
+    let labels = method.labels.as_ref();
+    if !has_users && (method.conditioning.is_of_people() || labels == Some(&Labels::Users)) {
+        problems.push(format!("{place}: asks for people, and the study has no [users]"));
+    }
+    if !method.conditioning.is_of_people() {
+        return;
+    }
+    if labels != Some(&Labels::Users) {
+        problems.push(format!("{place}: people are told apart by their choices, expected labels `users`"));
+    }
+    for condition in method.conditions.iter().filter(|condition| !condition.is_none()) {
+        let name = condition.to_string();
+        if name != MEAN_USER && condition.single().and_then(of_condition).is_none() {
+            problems.push(format!(
+                "{place}: condition `{name}`: expected `none`, `seen-users`, `unseen-users`, `{MEAN_USER}` or users such as \
+                 `user-3`"
+            ));
+        }
     }
 }
 

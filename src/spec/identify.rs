@@ -395,7 +395,7 @@ impl Identification {
                         "embedding": match method.features {
                             Features::Embedding { .. } => json!({
                                 "max_new_tokens": self.embedding.max_new_tokens,
-                                "template": Digest::of(crate::pretrain::vlm::TEMPLATE.as_bytes()),
+                                "template": Digest::of(crate::scenes::talk::FEW_SHOT.as_bytes()),
                             }),
                             _ => serde_json::Value::Null,
                         },

@@ -66,11 +66,23 @@ pub enum Conditioning {
     Constant,
     /// One coordinate for each reward in `[rewards] users`.
     OneHot,
+    /// The embedding of a few of a user's choices, standardised over those that are trained on, and a constant.
+    Embedding,
+    /// One coordinate for each user that is trained on, and a constant; it can serve nobody else.
+    UserNumber,
+    /// A user's true weights, which nobody but the desk world knows, and a constant: the ceiling of any embedding.
+    Utilities,
 }
 
 impl Conditioning {
     /// One of each, for family tests.
-    pub const ALL: &[Self] = &[Self::None, Self::Constant, Self::OneHot];
+    pub const ALL: &[Self] =
+        &[Self::None, Self::Constant, Self::OneHot, Self::Embedding, Self::UserNumber, Self::Utilities];
+
+    /// Whether it tells the people of `[users]` apart.
+    pub fn is_of_people(self) -> bool {
+        matches!(self, Self::Embedding | Self::UserNumber | Self::Utilities)
+    }
 }
 
 /// A user to make images for: nobody, one reward's user, or a point between several.

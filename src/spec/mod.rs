@@ -14,6 +14,7 @@ mod plan;
 mod profile;
 mod settings;
 mod source;
+pub mod users;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ pub use method::{Condition, Conditioning, Labels, Method, Role};
 pub use plan::{Cell, Estimate, Places, Plan, SCHEMA, weights_digest};
 pub use profile::{Cost, Precision, Profile, PublicReward};
 pub use settings::{Adapter, Data, Prompts, Rewards, Sample, Seeds, Train};
+pub use users::Users;
 
 use source::{Node, Problems, Sources, name_of};
 
@@ -82,6 +84,8 @@ pub struct Spec {
     pub sample: Sample,
     /// The synthetic users.
     pub rewards: Rewards,
+    /// The people, where it is a study of them.
+    pub users: Option<Users>,
     /// The rows of its table.
     pub methods: Vec<Method>,
     /// What it claims, fixed before looking.
@@ -278,7 +282,7 @@ impl Reader<'_> {
     /// The sections of a study; `only` and `sweep` are applied here.
     const SECTIONS: &'static [&'static str] = &[
         "schema", "name", "title", "paper", "records", "extends", "only", "seeds", "data", "train",
-        "adapter", "sample", "rewards", "methods", "claims", "sweep", "outputs",
+        "adapter", "sample", "rewards", "users", "methods", "claims", "sweep", "outputs",
     ];
 
     fn spec<'a>(
@@ -304,7 +308,8 @@ impl Reader<'_> {
         let raw_points = raw_points(tree.get("sweep"));
         let sweep: Option<Sweep> = self.may(&mut tree, "sweep", problems);
         let only: Option<Vec<String>> = self.may(&mut tree, "only", problems);
-        let methods = self.methods(&mut tree, sweep.as_ref(), &raw_points, only.as_deref(), problems);
+        let mut methods = self.methods(&mut tree, sweep.as_ref(), &raw_points, only.as_deref(), problems);
+        let users: Option<Users> = self.may(&mut tree, "users", problems);
         let name: Option<String> = self.need(&mut tree, "name", problems);
         let title = self.need(&mut tree, "title", problems);
         let paper = self.may(&mut tree, "paper", problems);
@@ -315,7 +320,15 @@ impl Reader<'_> {
         let rewards = self.need(&mut tree, "rewards", problems);
         let claims = self.may(&mut tree, "claims", problems);
         let outputs = self.may(&mut tree, "outputs", problems);
-        let name = name?;
+        let (name, mut profile) = (name?, profile?);
+        if let Some(users) = &users {
+            methods.iter_mut().for_each(|method| users.expand(method));
+            // People see all that is measured.
+            let measured = crate::scenes::Measured::NAMES.into_iter();
+            let further: Vec<String> =
+                measured.map(str::to_owned).filter(|name| !profile.measured.contains(name)).collect();
+            profile.measured.extend(further);
+        }
         Some(Spec {
             records: records.unwrap_or_else(|| name.clone()),
             name,
@@ -325,11 +338,12 @@ impl Reader<'_> {
             data: data?,
             sample: sample?,
             rewards: rewards?,
+            users,
             methods,
             claims: claims.unwrap_or_default(),
             sweep,
             outputs,
-            profile: profile?,
+            profile,
             label: String::new(),
         })
     }

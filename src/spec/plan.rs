@@ -310,6 +310,12 @@ impl Spec {
             let digest = weights_digest(&places.assets.join(file), profile);
             digests.extend(problems.take(digest).map(|digest| (format!("weights/{name}"), digest)));
         }
+        let embeds = |method: &Method| method.conditioning == Conditioning::Embedding;
+        if let Some(users) = self.users.as_ref().filter(|_| self.methods.iter().any(embeds)) {
+            let path = places.assets.join(&users.model).join("model.safetensors");
+            let digest = problems.take(weights_digest(&path, profile));
+            digests.extend(digest.map(|digest| (format!("weights/{}", users.model.display()), digest)));
+        }
         let trains = self.methods.iter().any(|method| method.objective.is_some());
         for name in [trains.then_some("pairs"), Some(self.data.prompts.name())].into_iter().flatten() {
             let Some(path) = problems.take(self.profile.data_in(&places.assets, name)) else { continue };
@@ -395,7 +401,13 @@ impl Spec {
                 "digests": trained_on,
             })
         });
-        let training = training.map(|training| self.profile.complete(training));
+        let of_people = method.labels == Some(Labels::Users);
+        let training = training.map(|mut training| {
+            if let Some(users) = self.users.as_ref().filter(|_| of_people) {
+                training["people"] = json!(users.identity());
+            }
+            self.profile.complete(training)
+        });
         let train_key = training.as_ref().map(|training| hash(training, 16));
         let prompts = self.data.prompts.name();
         let noise_seeds = self.noise_seeds(method);

@@ -108,7 +108,7 @@ fn what_is_unknown_is_refused_with_its_place() {
         (
             "tabel1",
             "",
-            "unknown study `tabel1`, expected one of beta, controls, fig2, fig3, fig4, sensitivity, table1, or a path that ends in .toml; did you mean `table1`?",
+            "unknown study `tabel1`, expected one of beta, controls, fig2, fig3, fig4, sensitivity, table1, users, or a path that ends in .toml; did you mean `table1`?",
         ),
         ("table1", "train.stepps=3", "--set train.stepps=3: unknown key `stepps`"),
         ("table1", "trian.steps=3", "--set trian.steps=3: unknown key `trian`, expected one of schema"),

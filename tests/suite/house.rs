@@ -45,6 +45,7 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("train", "collective", "ranks share each batch"),
     ("launch", "spec", "a launcher runs a plan's cells"),
     ("spec", "pretrain", "the desk\'s weights are checked against the manifest of their training"),
+    ("embed", "spec", "a study says which people are embedded"),
     ("identify", "embed", "users are told apart by their embeddings"),
     ("identify", "evaluate", "or by a reward's"),
     ("identify", "pretrain", "with heads that are trained here"),

@@ -27,7 +27,7 @@ impl Laboratory<'_> {
     pub(crate) fn probe(&self, progress: &Progress) -> Result<Cost> {
         let trained = self.plan.cells.iter().find(|cell| cell.train_key.is_some());
         progress.begin("probe", 2 + trained.iter().count());
-        let pair_seconds = trained.map(|cell| self.probe_training(cell)).transpose()?;
+        let pair_seconds = trained.map(|cell| self.probe_training(cell, progress)).transpose()?;
         progress.advance(trained.iter().count());
         let (evaluation_seconds, decode_seconds, image) = self.probe_sampling()?;
         progress.advance(1);
@@ -42,8 +42,8 @@ impl Laboratory<'_> {
     }
 
     /// Seconds of one pair in a step, the second of two.
-    fn probe_training(&self, cell: &Cell) -> Result<f64> {
-        let (base, settings) = (self.base()?, self.settings(cell)?);
+    fn probe_training(&self, cell: &Cell, progress: &Progress) -> Result<f64> {
+        let (base, settings) = (self.base()?, self.settings(cell, progress)?);
         let settings = train::Settings { steps: 2, pairs_per_step: PAIRS, ..settings };
         let (height, width) = base.latent_size();
         let channels = base.prior.denoiser.config().in_channels;

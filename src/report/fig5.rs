@@ -1,0 +1,645 @@
+//! Figure 5: how much people would rather have the images that were made for them.
+//!
+//! The desk's people have known utilities over what is measured of an image, so the preference is the true one: the
+//! probability, by Bradley-Terry, that the user would choose our image over the other of the same caption and noise, and
+//! beside it how often her utility of ours is higher. What a judge would say of the same images is a study of its own.
+
+use std::collections::BTreeMap;
+
+use super::panel::{Axis, Panel, legend, legend_height};
+use super::plot::{COLUMN, Color, Look, Scene};
+use super::study::{BOOTSTRAP, LEVEL, Method, RESAMPLES, Role, Study};
+use super::table::{Cell, Kind as Column, Table};
+use super::{Figure, Output, Result};
+use crate::data::desk::users;
+use crate::rng::stream;
+use crate::scenes::measure::Measured;
+use crate::scenes::population::SAMPLES;
+use crate::scenes::tastes::{self, Features, Kind, Taste, Tastes, features};
+use crate::spec::Users;
+use crate::spec::users::{Claim, MEAN_USER, Over, condition};
+use crate::stats::contrast::holm;
+use crate::stats::{Crossed, Direction, Estimate, Inference, Rule, Verdict};
+
+/// The score that says how well an image shows its caption.
+const ALIGNMENT: &str = "alignment";
+/// Bins of the likeness of two tastes.
+const BINS: usize = 5;
+
+/// What each image of one method, under one condition, shows: by prompt and noise.
+type Seen = BTreeMap<(u32, u64), Features>;
+
+/// The people with what was made for them.
+struct People<'a> {
+    study: &'a Study,
+    users: &'a Users,
+    tastes: BTreeMap<i64, Taste>,
+    seen: BTreeMap<(String, String), Seen>,
+}
+
+impl<'a> People<'a> {
+    fn new(study: &'a Study, users: &'a Users) -> Self {
+        let population = Tastes::new(users.seed, tastes::Config::desk(SAMPLES));
+        let everybody = users.evaluated(Kind::Seen).chain(users.evaluated(Kind::Unseen));
+        let tastes = everybody.map(|id| (id, users::taste(&population, id))).collect();
+        let mut seen: BTreeMap<(String, String), Seen> = BTreeMap::new();
+        for row in study.rows() {
+            let score = |name: &str| row.scores.get(name).copied();
+            let measured = || {
+                Some(Measured {
+                    brightness: score("brightness")?,
+                    saturation: score("saturation")?,
+                    warmth: score("warmth")?,
+                    contrast: score("contrast")?,
+                    texture: score("texture")?,
+                    centredness: score("centredness")?,
+                    fill: score("fill")?,
+                })
+            };
+            let (Some(measured), Some(alignment)) = (measured(), score(ALIGNMENT)) else { continue };
+            let images = seen.entry((row.method.clone(), row.condition.clone())).or_default();
+            images.insert((row.prompt, row.noise_seed), features(&SAMPLES, &measured, alignment));
+        }
+        Self { study, users, tastes, seen }
+    }
+
+    fn of_kind(&self, kind: Option<Kind>) -> Vec<i64> {
+        let all = self.tastes.keys().copied();
+        all.filter(|id| kind.is_none_or(|kind| users::of_identifier(*id).0 == kind)).collect()
+    }
+
+    /// What a method made for a user; what it made for nobody in particular where it knows no people.
+    fn images(&self, method: &Method, user: i64) -> Option<&Seen> {
+        let own = condition(user).to_string();
+        let name = match method.conditions.iter().any(|user| user.condition == own) {
+            true => own,
+            false if method.conditions.len() == 1 => method.conditions[0].condition.clone(),
+            false => return None,
+        };
+        self.seen.get(&(method.name.clone(), name))
+    }
+
+    /// The true preference of each user for `ours` over `theirs`, users × prompts, over the images that all have: the
+    /// probability, and whether the utility is higher.
+    fn preference<'s>(
+        &'s self,
+        who: &[i64],
+        ours: impl Fn(i64) -> Option<&'s Seen>,
+        theirs: impl Fn(i64) -> Option<&'s Seen>,
+    ) -> Result<Option<[Crossed; 2]>> {
+        let mut rows: [Vec<(u64, u32, f64)>; 2] = Default::default();
+        for &user in who {
+            let (Some(ours), Some(theirs)) = (ours(user), theirs(user)) else { return Ok(None) };
+            let taste = &self.tastes[&user];
+            let mut by_prompt: BTreeMap<u32, Vec<[f64; 2]>> = BTreeMap::new();
+            for ((prompt, noise), a) in ours {
+                let Some(b) = theirs.get(&(*prompt, *noise)) else { continue };
+                let sign = match taste.utility(a).partial_cmp(&taste.utility(b)) {
+                    Some(std::cmp::Ordering::Greater) => 1.0,
+                    Some(std::cmp::Ordering::Less) => 0.0,
+                    _ => 0.5,
+                };
+                by_prompt.entry(*prompt).or_default().push([taste.prefers(a, b), sign]);
+            }
+            for (prompt, values) in by_prompt {
+                for (rows, which) in rows.iter_mut().zip([0, 1]) {
+                    let mean = values.iter().map(|value| value[which]).sum::<f64>() / values.len() as f64;
+                    rows.push((user as u64, prompt, mean));
+                }
+            }
+        }
+        let [probabilities, signs] = rows;
+        if probabilities.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some([Crossed::gather(probabilities)?.values, Crossed::gather(signs)?.values]))
+    }
+
+    /// For each user the one whose image she is shown instead.
+    fn others(&self, who: &[i64], over: &Over) -> BTreeMap<i64, i64> {
+        match over {
+            Over::Farthest => who
+                .iter()
+                .filter_map(|&user| {
+                    let likeness = |other: &i64| self.tastes[&user].likeness(&self.tastes[other]);
+                    let others = who.iter().filter(|other| **other != user);
+                    let farthest = others.min_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
+                    Some((user, *farthest))
+                })
+                .collect(),
+            Over::Method(_) | Over::Mismatched => {
+                // A random circle has nobody who meets herself.
+                let mut circle = who.to_vec();
+                stream(self.users.seed, "mismatched users", who.len() as u64).shuffle(&mut circle);
+                let next = circle.iter().cycle().skip(1);
+                circle.iter().copied().zip(next.copied()).filter(|(user, other)| user != other).collect()
+            }
+        }
+    }
+
+    /// The preference of a kind of users for a method's images over others.
+    fn compared(&self, method: &str, over: &Over, kind: Option<Kind>) -> Result<Option<[Crossed; 2]>> {
+        let design = &self.study.design;
+        let Some(method) = design.method(method) else { return Ok(None) };
+        let who = self.of_kind(kind);
+        let ours = |user: i64| self.images(method, user);
+        match over {
+            Over::Method(rival) => match design.method(rival) {
+                Some(rival) => self.preference(&who, ours, |user| self.images(rival, user)),
+                None => Ok(None),
+            },
+            Over::Mismatched | Over::Farthest => {
+                let others = self.others(&who, over);
+                self.preference(&who, ours, |user| self.images(method, *others.get(&user)?))
+            }
+        }
+    }
+}
+
+/// One comparison of the figure.
+struct Compared {
+    label: String,
+    kind: Option<Kind>,
+    users: usize,
+    probability: Inference,
+    sign: Inference,
+}
+
+fn kind_label(kind: Option<Kind>) -> &'static str {
+    match kind {
+        Some(Kind::Seen) => "seen",
+        Some(Kind::Unseen) => "unseen",
+        None => "all",
+    }
+}
+
+const KINDS: [Option<Kind>; 3] = [Some(Kind::Seen), Some(Kind::Unseen), None];
+
+/// Renders the figure and its tables; `None` where the study has no people or no personal model.
+///
+/// # Errors
+/// Where rows cannot be averaged.
+pub fn render(study: &Study) -> Result<Option<Output>> {
+    let (Some(users), Some(hero)) = (&study.design.people, study.design.first(&Role::Personal)) else {
+        return Ok(None);
+    };
+    let people = People::new(study, users);
+    let compared = comparisons(&people, hero)?;
+    if compared.is_empty() {
+        return Ok(None);
+    }
+    let mut output = Output { name: "fig5".into(), ..Output::default() };
+    output.tables.push(("fig5-table".into(), table(hero, &compared, study)));
+    if !users.claims.is_empty() {
+        output.tables.push(("fig5-claims".into(), claims(&people)?));
+    }
+    output.figures.push(Figure {
+        name: "fig5".into(),
+        caption: format!(
+            "True preference for {}'s images, made for the user, over others of the same caption and noise: mean \
+             probability that the user chooses ours (95 % over users and captions). Dashed: no preference.",
+            hero.label
+        ),
+        scene: draw(&compared),
+        data: plotted(&compared),
+    });
+    output.figures.extend(by_likeness(&people, hero)?);
+    Ok(Some(output))
+}
+
+/// Every comparison: against the other methods, against images made for others, and of the other methods that know people
+/// against the base.
+fn comparisons(people: &People, hero: &Method) -> Result<Vec<Compared>> {
+    let design = &people.study.design;
+    let base = design.first(&Role::Base).map(|base| base.name.clone());
+    let mut asked: Vec<(String, String, Over)> = Vec::new();
+    for rival in design.methods.iter().filter(|method| method.name != hero.name) {
+        asked.push((
+            format!("{} over {}", hero.label, rival.label),
+            hero.name.clone(),
+            Over::Method(rival.name.clone()),
+        ));
+    }
+    for (over, words) in [(Over::Mismatched, "another user's"), (Over::Farthest, "the farthest user's")] {
+        asked.push((format!("{} over {words}", hero.label), hero.name.clone(), over));
+    }
+    for other in design.methods.iter().filter(|method| method.name != hero.name && method.role != Role::Base)
+    {
+        if let Some(base) = &base {
+            asked.push((
+                format!("{} over {base}", other.label),
+                other.name.clone(),
+                Over::Method(base.clone()),
+            ));
+        }
+    }
+    let mut compared = Vec::new();
+    for (label, method, over) in asked {
+        for kind in KINDS {
+            if let Some([probability, sign]) = people.compared(&method, &over, kind)? {
+                compared.push(Compared {
+                    label: label.clone(),
+                    kind,
+                    users: probability.seeds(),
+                    probability: probability.rate_inference(RESAMPLES, BOOTSTRAP)?,
+                    sign: sign.rate_inference(RESAMPLES, BOOTSTRAP)?,
+                });
+            }
+        }
+    }
+    // The mean user's images are made for nobody, but by what all have in common.
+    if hero.conditions.iter().any(|user| user.condition == MEAN_USER) {
+        for kind in KINDS {
+            let who = people.of_kind(kind);
+            let mean = people.seen.get(&(hero.name.clone(), MEAN_USER.to_owned()));
+            let preference = people.preference(&who, |user| people.images(hero, user), |_| mean)?;
+            if let Some([probability, sign]) = preference {
+                compared.push(Compared {
+                    label: format!("{} over the mean user's", hero.label),
+                    kind,
+                    users: probability.seeds(),
+                    probability: probability.rate_inference(RESAMPLES, BOOTSTRAP)?,
+                    sign: sign.rate_inference(RESAMPLES, BOOTSTRAP)?,
+                });
+            }
+        }
+    }
+    Ok(compared)
+}
+
+fn percent(inference: &Inference) -> Estimate {
+    let estimate = inference.estimate(LEVEL).clamped(0.0, 1.0);
+    Estimate {
+        value: 100.0 * estimate.value,
+        low: 100.0 * estimate.low,
+        high: 100.0 * estimate.high,
+        ..estimate
+    }
+}
+
+fn table(hero: &Method, compared: &[Compared], study: &Study) -> Table {
+    let columns = vec![
+        ("Comparison".into(), Column::Words),
+        ("Users".into(), Column::Words),
+        ("Number".into(), Column::Numbers),
+        ("True preference, %".into(), Column::Estimates),
+        ("Higher utility, %".into(), Column::Estimates),
+    ];
+    let mut table = Table::new(
+        "What people with known utilities would rather have, at equal captions and noises.",
+        columns,
+    );
+    let mut last = "";
+    for one in compared {
+        if one.label != last {
+            table.rule();
+            last = &one.label;
+        }
+        table.push(vec![
+            Cell::text(&one.label),
+            Cell::text(kind_label(one.kind)),
+            Cell::number(Some(one.users as f64), 0),
+            Cell::estimate(Some(percent(&one.probability)), 1),
+            Cell::estimate(Some(percent(&one.sign)), 1),
+        ]);
+    }
+    table.note(
+        "True preference is the mean probability, by Bradley-Terry, that the user chooses the first; an inconsistent user's \
+         choices are half coins, which keeps it near 50 %.",
+    );
+    table.note(format!(
+        "The paper asks a vision-language model instead, about {} and its base: 83 % (seen users), 78 % (unseen), 81 % (all).",
+        hero.label
+    ));
+    let seeds: std::collections::BTreeSet<u64> = study
+        .headers
+        .iter()
+        .filter(|header| header.method == hero.name)
+        .map(|header| header.train_seed)
+        .collect();
+    if seeds.len() == 1 {
+        table.note("One training seed: intervals are over users and captions, for this training.");
+    }
+    table
+}
+
+/// A claim with what the records say about it.
+struct Judged<'a> {
+    claim: &'a Claim,
+    inference: Option<Inference>,
+    verdict: Option<Verdict>,
+}
+
+fn judge<'a>(people: &People<'a>) -> Result<Vec<Judged<'a>>> {
+    let rule = |claim: &Claim| Rule {
+        direction: Direction::Greater,
+        null: 0.5,
+        smallest_effect: claim.smallest_effect,
+    };
+    let claims = &people.users.claims;
+    let mut inferences = Vec::new();
+    for claim in claims {
+        let compared = people.compared(&claim.method, &claim.over, Some(claim.users))?;
+        let inference = compared.map(|[probability, _]| probability.rate_inference(RESAMPLES, BOOTSTRAP));
+        inferences.push(inference.transpose()?);
+    }
+    let tested = claims.iter().zip(&inferences);
+    let tested = tested.filter_map(|(claim, inference)| inference.as_ref().map(|one| rule(claim).p(one)));
+    let mut adjusted = holm(&tested.collect::<Vec<_>>()).into_iter();
+    let judged = claims.iter().zip(inferences).map(|(claim, inference)| {
+        let estimate = inference.as_ref().map(|inference| inference.estimate(LEVEL));
+        let verdict = estimate.map(|estimate| rule(claim).verdict(&estimate, adjusted.next()));
+        Judged { claim, inference, verdict }
+    });
+    Ok(judged.collect())
+}
+
+/// Whether all that is claimed of the study's people holds.
+///
+/// # Errors
+/// Where rows cannot be averaged.
+pub fn holds(study: &Study) -> Result<bool> {
+    let Some(users) = &study.design.people else { return Ok(true) };
+    Ok(judge(&People::new(study, users))?.iter().all(|judged| judged.verdict == Some(Verdict::Holds)))
+}
+
+fn claims(people: &People) -> Result<Table> {
+    let columns = vec![
+        ("Claim".into(), Column::Words),
+        ("True preference, %".into(), Column::Estimates),
+        ("Smallest effect, %".into(), Column::Numbers),
+        ("Verdict".into(), Column::Words),
+    ];
+    let mut table =
+        Table::new("Claims that were fixed before looking, and what the records say about them.", columns);
+    for Judged { claim, inference, verdict } in judge(people)? {
+        table.push(vec![
+            Cell::text(&claim.text),
+            Cell::estimate(inference.as_ref().map(percent), 1),
+            Cell::number(Some(50.0 + 100.0 * claim.smallest_effect), 1),
+            Cell::text(verdict.map_or("no records", Verdict::label)),
+        ]);
+    }
+    table.note("Holm's correction runs across the claims; intervals are over users and captions.");
+    Ok(table)
+}
+
+fn plotted(compared: &[Compared]) -> Table {
+    let columns = vec![
+        ("comparison".into(), Column::Words),
+        ("users".into(), Column::Words),
+        ("true preference, %".into(), Column::Estimates),
+    ];
+    let mut table = Table::new("True preference", columns);
+    for one in compared {
+        table.push(vec![
+            Cell::text(&one.label),
+            Cell::text(kind_label(one.kind)),
+            Cell::estimate(Some(percent(&one.probability)), 3),
+        ]);
+    }
+    table
+}
+
+/// One line for each comparison, its users side by side.
+fn draw(compared: &[Compared]) -> Scene {
+    let mut labels: Vec<&str> = Vec::new();
+    for one in compared {
+        if !labels.contains(&one.label.as_str()) {
+            labels.push(&one.label);
+        }
+    }
+    let entries: Vec<(Look, String)> = KINDS
+        .iter()
+        .enumerate()
+        .map(|(at, kind)| (Look::nth(at), format!("{} users", kind_label(*kind))))
+        .collect();
+    let values = compared.iter().flat_map(|one| {
+        let estimate = percent(&one.probability);
+        [estimate.low, estimate.high, 50.0]
+    });
+    const LINE: f64 = 20.0;
+    let x = Axis::covering(values, 5).named("true preference, %");
+    let top = legend_height(COLUMN, &entries) + 4.0;
+    let height = LINE * labels.len() as f64;
+    let mut scene = Scene::new(COLUMN, top + height + x.room_below() + 2.0);
+    legend(&mut scene, (4.0, 1.0), COLUMN - 4.0, &entries);
+    let mut y = Axis::linear(0.0, labels.len() as f64, 1);
+    y.ticks.clear();
+    let panel = Panel { left: 4.0, top, width: COLUMN - 12.0, height, x, y };
+    panel.frame(&mut scene);
+    scene.dashed(panel.at(50.0, 0.0), panel.at(50.0, labels.len() as f64), 0.6, Color::GREY);
+    for (row, label) in labels.iter().enumerate() {
+        let above = top + LINE * row as f64;
+        scene.label(super::plot::Label::new((8.0, above + 5.0), *label).small());
+        for (at, kind) in KINDS.iter().enumerate() {
+            let Some(one) = compared.iter().find(|one| one.label == *label && one.kind == *kind) else {
+                continue;
+            };
+            let estimate = percent(&one.probability);
+            let line = above + 11.0 + 2.6 * at as f64;
+            let across = |value: f64| panel.at(value, 0.0).0;
+            let look = Look::nth(at);
+            scene.line((across(estimate.low), line), (across(estimate.high), line), 1.0, look.color);
+            scene.marker((across(estimate.value), line), 1.7, look);
+        }
+    }
+    scene
+}
+
+/// The preference for one's own images over each other user's, against how alike the two tastes are.
+fn by_likeness(people: &People, hero: &Method) -> Result<Option<Figure>> {
+    let mut bins: [Vec<(u64, f64)>; BINS] = Default::default();
+    let who = people.of_kind(Some(Kind::Unseen));
+    for &user in &who {
+        let (Some(own), taste) = (people.images(hero, user), &people.tastes[&user]) else { return Ok(None) };
+        for &other in who.iter().filter(|other| **other != user) {
+            let Some(theirs) = people.images(hero, other) else { return Ok(None) };
+            let values: Vec<f64> =
+                own.iter().filter_map(|(key, a)| Some(taste.prefers(a, theirs.get(key)?))).collect();
+            if values.is_empty() {
+                continue;
+            }
+            let likeness = taste.likeness(&people.tastes[&other]);
+            let bin = ((likeness + 1.0) / 2.0 * BINS as f64).clamp(0.0, BINS as f64 - 1.0) as usize;
+            bins[bin].push((user as u64, values.iter().sum::<f64>() / values.len() as f64));
+        }
+    }
+    let mut points = Vec::new();
+    for (at, bin) in bins.iter().enumerate() {
+        let users: Vec<u64> = bin.iter().map(|(user, _)| *user).collect();
+        let distinct: std::collections::BTreeSet<u64> = users.iter().copied().collect();
+        if distinct.len() < 2 {
+            continue;
+        }
+        let values: Vec<f64> = bin.iter().map(|(_, value)| *value).collect();
+        let inference = crate::stats::Clusters::new(&values, &users)?.rate_inference(RESAMPLES, BOOTSTRAP)?;
+        let middle = -1.0 + (2 * at + 1) as f64 / BINS as f64;
+        points.push((middle, bin.len(), percent(&inference)));
+    }
+    if points.len() < 2 {
+        return Ok(None);
+    }
+    let columns = vec![
+        ("cosine of tastes".into(), Column::Numbers),
+        ("pairs of users".into(), Column::Numbers),
+        ("true preference for one's own, %".into(), Column::Estimates),
+    ];
+    let mut data = Table::new("Preference for one's own images, by likeness of tastes", columns);
+    for (middle, count, estimate) in &points {
+        data.push(vec![
+            Cell::number(Some(*middle), 1),
+            Cell::number(Some(*count as f64), 0),
+            Cell::estimate(Some(estimate.clone()), 2),
+        ]);
+    }
+    let y = Axis::covering(points.iter().flat_map(|(_, _, e)| [e.low, e.high, 50.0]), 4)
+        .named("prefers her own, %");
+    let x = Axis::linear(-1.0, 1.0, 4).named("cosine of the two users' tastes");
+    let left = y.room_at_left() + 1.0;
+    const HEIGHT: f64 = 80.0;
+    let mut scene = Scene::new(COLUMN, 4.0 + HEIGHT + x.room_below() + 2.0);
+    let panel = Panel { left, top: 4.0, width: COLUMN - left - 6.0, height: HEIGHT, x, y };
+    panel.frame(&mut scene);
+    scene.dashed(panel.at(-1.0, 50.0), panel.at(1.0, 50.0), 0.6, Color::GREY);
+    let look = Look::nth(0);
+    scene.path(points.iter().map(|(x, _, e)| panel.at(*x, e.value)).collect(), 1.0, look.color);
+    for (x, _, estimate) in &points {
+        panel.whisker(&mut scene, *x, (estimate.low, estimate.high), look.color);
+        scene.marker(panel.at(*x, estimate.value), 2.0, look);
+    }
+    let caption = format!(
+        "Unseen users' true preference for the images that {} made for them over those that it made for another unseen user, \
+         by the cosine of their tastes (95 % over users).",
+        hero.label
+    );
+    Ok(Some(Figure { name: "fig5-likeness".into(), caption, scene, data }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::record::Row;
+    use crate::report::study::Design;
+    use crate::spec::{Request, Spec};
+
+    fn design() -> Design {
+        let request = Request {
+            study: "users".into(),
+            experiments: Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments"),
+            set: vec!["users.evaluated=6".into()],
+            ..Request::default()
+        };
+        Design::of(&Spec::load(&request).unwrap()).unwrap()
+    }
+
+    /// An image whose every statistic lies `by` deviations from the samples' mean in the direction of `weights`.
+    fn row(
+        method: &str,
+        condition: &str,
+        prompt: u32,
+        noise_seed: u64,
+        weights: Option<&Features>,
+        by: f64,
+    ) -> Row {
+        let scores = Measured::NAMES.iter().enumerate().map(|(k, name)| {
+            let along = weights.map_or(0.0, |weights| by * weights[k]);
+            ((*name).to_owned(), SAMPLES.mean[k] + SAMPLES.deviation[k] * along)
+        });
+        let alignment = 0.7 + 0.2 * weights.map_or(0.0, |weights| by * weights[7]);
+        Row {
+            method: method.into(),
+            condition: condition.into(),
+            prompt,
+            noise_seed,
+            scores: scores.chain([(ALIGNMENT.to_owned(), alignment)]).collect(),
+            ..Row::default()
+        }
+    }
+
+    fn study(by: f64) -> Study {
+        let design = design();
+        let users = design.people.clone().unwrap();
+        let population = Tastes::new(users.seed, tastes::Config::desk(SAMPLES));
+        let everybody: Vec<i64> = users.evaluated(Kind::Seen).chain(users.evaluated(Kind::Unseen)).collect();
+        let mut rows = Vec::new();
+        for prompt in 0..4 {
+            for &noise in &design.noise_seeds {
+                for method in ["base", "dpo"] {
+                    rows.push(row(method, "none", prompt, noise, None, 0.0));
+                }
+                rows.push(row("ppd", MEAN_USER, prompt, noise, None, 0.0));
+                for &user in &everybody {
+                    let weights = users::taste(&population, user).weights;
+                    rows.push(row("ppd", &condition(user).to_string(), prompt, noise, Some(&weights), by));
+                }
+            }
+        }
+        Study::new(design, rows)
+    }
+
+    #[test]
+    fn images_along_a_taste_are_preferred_as_bradley_terry_says() {
+        let study = study(0.25);
+        let users = study.design.people.clone().unwrap();
+        let people = People::new(&study, &users);
+        let over_base = |kind| {
+            let [probability, sign] =
+                people.compared("ppd", &Over::Method("base".into()), kind).unwrap().unwrap();
+            assert_eq!(sign.mean(), 1.0);
+            probability.mean()
+        };
+        // A quarter of weights whose squares sum to four raises the utility by one.
+        let expected = |kind| {
+            let of = |id: &i64| {
+                let lapse = people.tastes[id].lapse;
+                (1.0 - lapse) / (1.0 + (-1.0f64).exp()) + lapse / 2.0
+            };
+            let who = people.of_kind(kind);
+            who.iter().map(of).sum::<f64>() / who.len() as f64
+        };
+        for kind in KINDS {
+            assert!((over_base(kind) - expected(kind)).abs() < 1e-9, "{kind:?}");
+        }
+        let other = |over| people.compared("ppd", &over, None).unwrap().unwrap()[0].mean();
+        assert!(other(Over::Farthest) > other(Over::Mismatched) && other(Over::Mismatched) > 0.55);
+        let output = render(&study).unwrap().unwrap();
+        assert_eq!(output.figures.len(), 2);
+        let claims = &output.tables[1].1;
+        assert_eq!(claims.rows.len(), 3);
+        assert!(holds(&study).unwrap());
+        for figure in &output.figures {
+            assert_eq!(super::super::panel::faults(&figure.scene), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn images_that_are_the_bases_are_preferred_by_nobody() {
+        let study = study(0.0);
+        let users = study.design.people.clone().unwrap();
+        let people = People::new(&study, &users);
+        for over in [Over::Method("base".into()), Over::Mismatched, Over::Farthest] {
+            let [probability, sign] = people.compared("ppd", &over, None).unwrap().unwrap();
+            assert!((probability.mean() - 0.5).abs() < 1e-12 && sign.mean() == 0.5, "{over:?}");
+        }
+        assert!(!holds(&study).unwrap());
+    }
+
+    #[test]
+    fn nobody_is_shown_her_own_images_as_anothers() {
+        let study = study(0.0);
+        let users = study.design.people.clone().unwrap();
+        let people = People::new(&study, &users);
+        let who = people.of_kind(None);
+        for over in [Over::Mismatched, Over::Farthest] {
+            let others = people.others(&who, &over);
+            assert_eq!(others.len(), who.len());
+            assert!(others.iter().all(|(user, other)| user != other));
+        }
+        let shown: std::collections::BTreeSet<i64> =
+            people.others(&who, &Over::Mismatched).into_values().collect();
+        assert_eq!(shown.len(), who.len(), "a derangement shows everybody's images once");
+    }
+}
