@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by floor, lowest first; a module imports from lower floors only.
 const FLOORS: [&[&str]; 6] = [
-    &["error", "pixels", "progress", "rng", "stats", "units"],
+    &["error", "pixels", "progress", "rng", "stats", "template", "units"],
     &["adapter", "diffusion", "models", "nn", "objective", "reward", "scenes"],
     &[
         "base",
@@ -36,6 +36,7 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("stats", "error", "an estimate refuses an empty sample"),
     ("stats", "rng", "resamples are drawn"),
     ("stats", "units", "from a seed"),
+    ("template", "error", "a template that is none is refused"),
     ("units", "error", "every constructor refuses"),
     ("models", "nn", "a model is made of operations"),
     ("adapter", "nn", "its projector is one too"),
