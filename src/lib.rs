@@ -5,7 +5,7 @@
 //! The floors below import only from floors above them in this list (tests/suite/house.rs holds them to it).
 //!
 //! ```text
-//! ground        error units pixels progress rng template stats        plain values: no tensor, no file, no clock
+//! ground        error units pixels progress rng template stats judgement        plain values: no tensor, no file, no clock
 //! first floor   nn models diffusion objective reward adapter scenes      mathematics
 //! second floor  weights hub cache prior decoder encoder base vlm reward_checkpoint image data record checkpoint provenance
 //! third floor   spec train pretrain collective generate embed evaluate launch      the work
@@ -17,6 +17,7 @@
 #![warn(missing_docs)]
 
 pub mod error;
+pub mod judgement;
 pub mod pixels;
 pub mod progress;
 pub mod rng;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by floor, lowest first; a module imports from lower floors only.
 const FLOORS: [&[&str]; 6] = [
-    &["error", "pixels", "progress", "rng", "stats", "template", "units"],
+    &["error", "judgement", "pixels", "progress", "rng", "stats", "template", "units"],
     &["adapter", "diffusion", "models", "nn", "objective", "reward", "scenes"],
     &[
         "base",
@@ -36,6 +36,8 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("stats", "error", "an estimate refuses an empty sample"),
     ("stats", "rng", "resamples are drawn"),
     ("stats", "units", "from a seed"),
+    ("judgement", "error", "a table that is none is refused"),
+    ("judgement", "units", "a judgement names its template by digest"),
     ("template", "error", "a template that is none is refused"),
     ("units", "error", "every constructor refuses"),
     ("models", "nn", "a model is made of operations"),
@@ -193,7 +195,7 @@ fn every_module_imports_only_from_below() {
 fn numbers_and_tables_need_no_tensor_library() {
     for source in sources()
         .iter()
-        .filter(|source| ["stats", "report", "record", "provenance"].contains(&source.module.as_str()))
+        .filter(|source| ["stats", "report", "record", "provenance", "judgement"].contains(&source.module.as_str()))
     {
         assert!(!code(source).contains("candle_"), "{} names the tensor library", source.path.display());
     }
