@@ -7,7 +7,7 @@
 //! ```text
 //! ground        error units pixels progress rng template stats judgement        plain values: no tensor, no file, no clock
 //! first floor   nn models diffusion objective reward adapter scenes      mathematics
-//! second floor  weights hub cache prior decoder encoder base vlm reward_checkpoint image data record checkpoint provenance
+//! second floor  weights hub cache prior decoder encoder base vlm reward_checkpoint image data record judge checkpoint provenance
 //! third floor   spec train pretrain collective generate embed evaluate launch      the work
 //! side wing     report                                        reading only, no tensor
 //! roof          cmd                                           prints, parses, exits
@@ -41,6 +41,7 @@ pub mod decoder;
 pub mod encoder;
 pub mod hub;
 pub mod image;
+pub mod judge;
 pub mod prior;
 pub mod provenance;
 pub mod record;
