@@ -5,9 +5,9 @@
 //! The floors below import only from floors above them in this list (tests/suite/house.rs holds them to it).
 //!
 //! ```text
-//! ground        error units pixels progress rng stats        plain values: no tensor, no file, no clock
+//! ground        error units pixels progress rng template stats judgement        plain values: no tensor, no file, no clock
 //! first floor   nn models diffusion objective reward adapter scenes      mathematics
-//! second floor  weights hub cache prior decoder encoder base vlm reward_checkpoint image data record checkpoint provenance
+//! second floor  weights hub cache prior decoder encoder base vlm reward_checkpoint image data record judge checkpoint provenance
 //! third floor   spec train pretrain collective generate embed evaluate identify launch      the work
 //! side wing     report                                        reading only, no tensor
 //! roof          cmd                                           prints, parses, exits
@@ -17,10 +17,12 @@
 #![warn(missing_docs)]
 
 pub mod error;
+pub mod judgement;
 pub mod pixels;
 pub mod progress;
 pub mod rng;
 pub mod stats;
+pub mod template;
 pub mod units;
 
 pub mod adapter;
@@ -39,6 +41,7 @@ pub mod decoder;
 pub mod encoder;
 pub mod hub;
 pub mod image;
+pub mod judge;
 pub mod prior;
 pub mod provenance;
 pub mod record;

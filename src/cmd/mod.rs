@@ -15,6 +15,7 @@ mod generate;
 mod identify;
 mod image_store;
 mod inspect;
+mod judge;
 mod pretrain;
 mod report;
 mod reproduce;
@@ -80,6 +81,8 @@ enum Command {
     Generate(Box<generate::Arguments>),
     /// Read users' few-shot pairs with a vision-language model: embeddings and written profiles
     Embed(embed::Arguments),
+    /// Ask a judge which of two images each user would prefer: an endpoint, a model on this machine, or an oracle
+    Judge(Box<judge::Arguments>),
     /// Score images by every reward, every twin and measured statistics, or by a public reward model
     Score(Box<score::Arguments>),
     /// Make, score and show the desk's preference pairs
@@ -210,6 +213,7 @@ impl Command {
             Self::Fetch(_) => ("fetch", &["--dry-run", "--json"]),
             Self::Pretrain(_) => ("pretrain", &[]),
             Self::Embed(_) => ("embed", &[]),
+            Self::Judge(_) => ("judge", &["--dry-run", "--json", "--strict"]),
             Self::Data(arguments) if arguments.prints() => ("data inspect", &["--json"]),
             Self::Data(_) => ("data", &[]),
         }
@@ -300,6 +304,7 @@ fn run(cli: &Cli) -> anyhow::Result<Verdict> {
         Command::Pretrain(arguments) => pretrain::run(arguments, global),
         Command::Generate(arguments) => generate::run(arguments, global),
         Command::Embed(arguments) => embed::run(arguments, global),
+        Command::Judge(arguments) => judge::run(arguments, global),
         Command::Score(arguments) => score::run(arguments, global),
         Command::Data(arguments) => data::run(arguments, global),
         Command::Fetch(arguments) => fetch::run(arguments, global),

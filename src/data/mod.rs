@@ -17,6 +17,7 @@ pub mod scores;
 pub mod shots;
 pub mod show;
 pub mod splits;
+pub mod to_judge;
 pub mod to_score;
 
 use std::path::Path;

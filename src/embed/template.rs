@@ -1,81 +1,28 @@
-//! The words around a user's pairs: a text with fields in braces.
+//! The words around a user's pairs: a [`template`](crate::template) with a part for each pair.
 //!
-//! Lines between `{pair}` and `{/pair}` stand once for each pair; what follows a line `{system}` is the system's message, and
-//! what follows a line `{user}` the user's. Fields: `{count}` everywhere; `{caption}`, `{number}` and `{ordinal}` for a pair.
-//! Each `<image>` is the place of the next picture: every pair has its chosen one, then its rejected one. `{{` and `}}` are
-//! braces.
+//! Lines between `{pair}` and `{/pair}` stand once for each pair. Fields: `{count}` everywhere; `{caption}`, `{number}` and
+//! `{ordinal}` for a pair. Each `<image>` is the place of the next picture: every pair has its chosen one, then its rejected
+//! one.
 
-use crate::error::{Error, Result, nearest};
+use crate::error::{Error, Result};
+use crate::template::{Filled, Grammar, Text, ordinal};
 use crate::units::Digest;
+
+const GRAMMAR: Grammar = Grammar {
+    parts: &["pair"],
+    fields: &[
+        ("caption", Some("pair")),
+        ("number", Some("pair")),
+        ("ordinal", Some("pair")),
+        ("count", None),
+    ],
+};
 
 /// A prompt's template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Template {
-    system: Option<Vec<Section>>,
-    user: Vec<Section>,
+    text: Text,
     digest: Digest,
-}
-
-/// A template filled in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Filled {
-    /// The system's message, where there is one.
-    pub system: Option<String>,
-    /// The user's message.
-    pub user: String,
-}
-
-/// Lines that stand once, or once for each pair.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Section {
-    for_each_pair: bool,
-    pieces: Vec<Piece>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Piece {
-    Text(String),
-    Field(Field),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Field {
-    Caption,
-    Number,
-    Ordinal,
-    Count,
-}
-
-impl Field {
-    const ALL: [(&'static str, Self); 4] = [
-        ("caption", Self::Caption),
-        ("number", Self::Number),
-        ("ordinal", Self::Ordinal),
-        ("count", Self::Count),
-    ];
-
-    fn fill(self, captions: &[&str], pair: usize) -> String {
-        match self {
-            Self::Caption => captions[pair].to_owned(),
-            Self::Number => (pair + 1).to_string(),
-            Self::Ordinal => ordinal(pair + 1),
-            Self::Count => captions.len().to_string(),
-        }
-    }
-}
-
-/// `First` to `Tenth`, then `11th`.
-fn ordinal(number: usize) -> String {
-    const WORDS: [&str; 10] =
-        ["First", "Second", "Third", "Fourth", "Fifth", "Sixth", "Seventh", "Eighth", "Ninth", "Tenth"];
-    let ending = match (number % 100, number % 10) {
-        (11..=13, _) => "th",
-        (_, 1) => "st",
-        (_, 2) => "nd",
-        (_, 3) => "rd",
-        _ => "th",
-    };
-    WORDS.get(number.wrapping_sub(1)).map_or_else(|| format!("{number}{ending}"), |word| (*word).to_owned())
 }
 
 impl Default for Template {
@@ -95,22 +42,7 @@ impl Template {
     /// [`Error::Data`] with the line: an unknown field, one that belongs to a pair outside of one, a section that does not
     /// end; and where nothing stands for the pairs or for their pictures.
     pub fn parse(text: &str, origin: &str) -> Result<Self> {
-        let mut reader = Reader { origin, parts: vec![(Role::User, Vec::new())], section: None };
-        for (i, line) in text.lines().enumerate() {
-            reader.line(line, i + 1)?;
-        }
-        if let Some((opened, _)) = reader.section {
-            return Err(reader.fault(opened, "`{pair}` has no `{/pair}` behind it".into()));
-        }
-        let (mut system, mut user) = (None, Vec::new());
-        for (role, sections) in reader.parts {
-            match role {
-                Role::System => system = Some(sections),
-                Role::User => user.extend(sections),
-            }
-        }
-        let of_pairs =
-            || user.iter().filter(|section| section.for_each_pair).flat_map(|section| &section.pieces);
+        let parsed = Text::parse(text, origin, GRAMMAR)?;
         let lacks = |what: &str| {
             let message = format!(
                 "{what}; a template shows every pair between the lines {{pair}} and {{/pair}}, with the places \
@@ -118,13 +50,11 @@ impl Template {
             );
             Err(Error::data(origin, message))
         };
-        if of_pairs().next().is_none() {
-            return lacks("there is no {pair} in the user's message");
+        match parsed.count(Some("pair"), "<image>") {
+            None => lacks("there is no {pair} in the user's message"),
+            Some(0) => lacks("no {pair} has a picture"),
+            Some(_) => Ok(Self { text: parsed, digest: Digest::of(text.as_bytes()) }),
         }
-        if !of_pairs().any(|piece| matches!(piece, Piece::Text(text) if text.contains("<image>"))) {
-            return lacks("no {pair} has a picture");
-        }
-        Ok(Self { system, user, digest: Digest::of(text.as_bytes()) })
     }
 
     /// The digest of its text.
@@ -134,118 +64,15 @@ impl Template {
 
     /// The messages about pairs with these captions.
     pub fn fill(&self, captions: &[&str]) -> Filled {
-        let text = |sections: &[Section]| {
-            let lines = sections.iter().flat_map(|section| {
-                let times = if section.for_each_pair { captions.len() } else { 1 };
-                (0..times).map(move |pair| (section, pair))
-            });
-            let lines: String = lines
-                .flat_map(|(section, pair)| section.pieces.iter().map(move |piece| (piece, pair)))
-                .map(|(piece, pair)| match piece {
-                    Piece::Text(text) => text.clone(),
-                    Piece::Field(field) => field.fill(captions, pair),
-                })
-                .collect();
-            lines.trim_end_matches('\n').to_owned()
-        };
-        Filled { system: self.system.as_deref().map(text), user: text(&self.user) }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Role {
-    System,
-    User,
-}
-
-struct Reader<'a> {
-    origin: &'a str,
-    parts: Vec<(Role, Vec<Section>)>,
-    /// Of the open `{pair}`, its line and what it holds so far.
-    section: Option<(usize, Vec<Piece>)>,
-}
-
-impl Reader<'_> {
-    fn fault(&self, line: usize, message: String) -> Error {
-        Error::data(self.origin, format!("line {line}: {message}"))
-    }
-
-    fn line(&mut self, line: &str, number: usize) -> Result<()> {
-        let misplaced = |reader: &Self| Err(reader.fault(number, format!("{line} stands inside `{{pair}}`")));
-        match (line.trim(), self.section.is_some()) {
-            ("{system}" | "{user}" | "{pair}", true) => return misplaced(self),
-            ("{system}", false) => self.parts.push((Role::System, Vec::new())),
-            ("{user}", false) => self.parts.push((Role::User, Vec::new())),
-            ("{pair}", false) => self.section = Some((number, Vec::new())),
-            ("{/pair}", true) => {
-                let (_, pieces) = self.section.take().expect("a pair is open");
-                self.sections().push(Section { for_each_pair: true, pieces });
-            }
-            ("{/pair}", false) => {
-                return Err(self.fault(number, "`{/pair}` has no `{pair}` before it".into()));
-            }
-            _ => {
-                let pieces = self.pieces(line, number)?;
-                match &mut self.section {
-                    Some((_, open)) => open.extend(pieces),
-                    None => self.sections().push(Section { for_each_pair: false, pieces }),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn sections(&mut self) -> &mut Vec<Section> {
-        let last = self.parts.len() - 1;
-        &mut self.parts[last].1
-    }
-
-    fn pieces(&self, line: &str, number: usize) -> Result<Vec<Piece>> {
-        let (mut pieces, mut text, mut rest) = (Vec::new(), String::new(), line);
-        while let Some(at) = rest.find(['{', '}']) {
-            text.push_str(&rest[..at]);
-            rest = &rest[at..];
-            if let Some(after) = rest.strip_prefix("{{").or_else(|| rest.strip_prefix("}}")) {
-                text.push_str(&rest[..1]);
-                rest = after;
-                continue;
-            }
-            let name = rest.strip_prefix('{').and_then(|inner| inner.split_once('}'));
-            let Some((name, after)) = name else {
-                return Err(
-                    self.fault(number, "a brace stands alone; write {{ or }} for a brace of the text".into())
-                );
-            };
-            pieces.push(Piece::Text(std::mem::take(&mut text)));
-            pieces.push(Piece::Field(self.field(name, number)?));
-            rest = after;
-        }
-        text.push_str(rest);
-        text.push('\n');
-        pieces.push(Piece::Text(text));
-        Ok(pieces)
-    }
-
-    fn field(&self, name: &str, number: usize) -> Result<Field> {
-        let known = Field::ALL.map(|(name, _)| name);
-        let Some((_, field)) = Field::ALL.into_iter().find(|(known, _)| *known == name) else {
-            let near =
-                nearest(name, known).map(|near| format!(" (did you mean {{{near}}}?)")).unwrap_or_default();
-            return Err(self.fault(
-                number,
-                format!("unknown field {{{name}}}{near}; fields are {{{}}}", known.join("}, {")),
-            ));
-        };
-        match field {
-            Field::Count => Ok(field),
-            _ if self.section.is_none() => Err(self.fault(
-                number,
-                format!(
-                    "the field {{{name}}} belongs to a pair; put the line between {{pair}} and {{/pair}}"
-                ),
-            )),
-            _ => Ok(field),
-        }
+        self.text.fill(
+            |_| captions.len(),
+            |field, pair| match field {
+                "caption" => captions[pair].to_owned(),
+                "number" => (pair + 1).to_string(),
+                "ordinal" => ordinal(pair + 1),
+                _ => captions.len().to_string(),
+            },
+        )
     }
 }
 

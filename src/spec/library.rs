@@ -31,7 +31,9 @@ pub fn experiments(folder: &Path) -> Vec<String> {
 pub fn studies(folder: &Path) -> Vec<String> {
     let mut studies = experiments(folder);
     let below = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    for below in below.map(|entry| entry.path()).filter(|path| path.is_dir() && !path.ends_with("profiles")) {
+    let no_studies = ["profiles", "judges"];
+    let below = below.map(|entry| entry.path());
+    for below in below.filter(|path| path.is_dir() && !no_studies.iter().any(|name| path.ends_with(name))) {
         let name = below.file_name().unwrap_or_default().to_string_lossy().into_owned();
         studies.extend(names(&[], &below).into_iter().map(|study| format!("{name}/{study}")));
     }

@@ -5,6 +5,11 @@ use ppd::rng::Stream;
 mod cache;
 mod coverage;
 mod full_size;
+mod judge;
+// The suite uses the rest of it.
+#[allow(dead_code)]
+#[path = "../suite/judge_server.rs"]
+mod judge_server;
 mod memory;
 
 /// 10,000 studies leave a standard error of 0.22 points.

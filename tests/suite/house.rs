@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 /// Modules by floor, lowest first; a module imports from lower floors only.
 const FLOORS: [&[&str]; 6] = [
-    &["error", "pixels", "progress", "rng", "stats", "units"],
+    &["error", "judgement", "pixels", "progress", "rng", "stats", "template", "units"],
     &["adapter", "diffusion", "models", "nn", "objective", "reward", "scenes"],
     &[
         "base",
@@ -16,6 +16,7 @@ const FLOORS: [&[&str]; 6] = [
         "encoder",
         "hub",
         "image",
+        "judge",
         "prior",
         "provenance",
         "record",
@@ -36,6 +37,9 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("stats", "error", "an estimate refuses an empty sample"),
     ("stats", "rng", "resamples are drawn"),
     ("stats", "units", "from a seed"),
+    ("judgement", "error", "a table that is none is refused"),
+    ("judgement", "units", "a judgement names its template by digest"),
+    ("template", "error", "a template that is none is refused"),
     ("units", "error", "every constructor refuses"),
     ("models", "nn", "a model is made of operations"),
     ("adapter", "nn", "its projector is one too"),
@@ -67,6 +71,9 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("encoder", "weights", "an encoder is opened from a weight file"),
     ("vlm", "weights", "a vision-language model is opened from weight files"),
     ("vlm", "prior", "its config files are read, and the room for its weights is checked, in the same way"),
+    ("judge", "image", "an endpoint takes encoded pictures"),
+    ("judge", "record", "whoever appends to the cache holds a lock"),
+    ("judge", "vlm", "one of the judges is a vision-language model"),
     ("checkpoint", "weights", "a checkpoint is a weight file with a position"),
     ("data", "image", "a pair holds encoded pictures"),
     ("hub", "provenance", "a disk without room is refused before a download; files are digested"),
@@ -195,10 +202,9 @@ fn every_module_imports_only_from_below() {
 
 #[test]
 fn numbers_and_tables_need_no_tensor_library() {
-    for source in sources()
-        .iter()
-        .filter(|source| ["stats", "report", "record", "provenance"].contains(&source.module.as_str()))
-    {
+    for source in sources().iter().filter(|source| {
+        ["stats", "report", "record", "provenance", "judgement"].contains(&source.module.as_str())
+    }) {
         assert!(!code(source).contains("candle_"), "{} names the tensor library", source.path.display());
     }
 }

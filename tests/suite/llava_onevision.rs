@@ -25,7 +25,7 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 /// A repository with weights in one file.
-fn repository() -> tempfile::TempDir {
+pub fn repository() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for name in [
         "config.json",

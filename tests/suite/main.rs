@@ -9,6 +9,8 @@ mod decoder;
 mod diffusion;
 mod fetch;
 mod house;
+mod judge;
+mod judge_server;
 mod llava_onevision;
 mod local_hub;
 mod objective;
