@@ -4,9 +4,11 @@
 //! maker put there. Pictures become RGB8 as Pillow's `convert("RGB")` makes them, which every public reward model's
 //! preprocessing begins with: grey is spread over the channels, transparency is dropped (not laid on anything), sixteen
 //! bits keep their upper eight, ink (CMYK) becomes light, and no profile or orientation is applied. What has no such
-//! meaning is refused: animations, and sixteen-bit grey, of which Pillow leaves almost nothing but white.
+//! meaning is refused: animations, and sixteen-bit grey, of which Pillow leaves almost nothing but white. JPEGs are decoded
+//! byte for byte as by Pillow's library ([`JpegDecoder`]).
 
 mod font;
+mod jpeg;
 mod sheet;
 
 use std::path::Path;
@@ -17,7 +19,7 @@ use ::image::{DynamicImage, ExtendedColorType, ImageEncoder, ImageFormat};
 
 use crate::error::{Error, Result};
 pub use crate::image::sheet::{Cell, Sheet, framed, upscale};
-use crate::pixels::Image;
+use crate::pixels::{Image, Mode};
 
 /// How a picture becomes bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +28,26 @@ pub enum Format {
     Png,
     /// Lossy, without chroma subsampling (4:4:4), at a quality of 1 to 100.
     Jpeg(u8),
+}
+
+/// By whose arithmetic a JPEG becomes pixels. Decoders agree on what is stored, not on the last bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum JpegDecoder {
+    /// libjpeg-turbo's, as Pillow's: what every public reward and data set is read with.
+    Turbo,
+    /// zune-jpeg's, for one use alone: the desk's own pairs, all of 4:4:4. They were judged, scored and trained on by its
+    /// pixels, of which libjpeg-turbo gives 0.7 % differently, by up to three, and what follows from them is published.
+    Zune,
+}
+
+impl JpegDecoder {
+    /// What a data set calls the model whose pictures were published as [`JpegDecoder::Zune`] shows them.
+    pub const DESK_MODEL: &str = "desk-base";
+
+    /// The decoder of a preference pair's picture, by the model that made the picture.
+    pub fn of_model(model: Option<&str>) -> Self {
+        if model == Some(Self::DESK_MODEL) { Self::Zune } else { Self::Turbo }
+    }
 }
 
 /// The bytes of `image` in `format`.
@@ -57,6 +79,14 @@ pub fn encode(image: &Image, format: Format) -> Result<Vec<u8>> {
 /// # Errors
 /// [`Error::Data`] where the bytes are not a whole PNG or JPEG.
 pub fn decode(bytes: &[u8], origin: impl AsRef<Path>) -> Result<Image> {
+    decode_by(JpegDecoder::Turbo, bytes, origin)
+}
+
+/// The same with a decoder of one's choice, should it be a JPEG.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_by(decoder: JpegDecoder, bytes: &[u8], origin: impl AsRef<Path>) -> Result<Image> {
     let fault = |message: String| Error::data(origin.as_ref(), message);
     let format = match ::image::guess_format(bytes) {
         Ok(format @ (ImageFormat::Png | ImageFormat::Jpeg)) => format,
@@ -78,14 +108,20 @@ pub fn decode(bytes: &[u8], origin: impl AsRef<Path>) -> Result<Image> {
     if let Some(reason) = refusal(bytes, format) {
         return Err(fault(reason));
     }
-    let decoded = ::image::load_from_memory_with_format(bytes, format).map_err(|error| {
+    let damaged = |cause: &dyn std::fmt::Display| {
         fault(format!(
-            "the {format:?} picture cannot be decoded ({error}); {} bytes are there, so it is probably cut short \
+            "the {format:?} picture cannot be decoded ({cause}); {} bytes are there, so it is probably cut short \
              or damaged: fetch or make it again",
             bytes.len()
         ))
-    })?;
-    rgb(&decoded).ok_or_else(|| {
+    };
+    if format == ImageFormat::Jpeg && decoder == JpegDecoder::Turbo {
+        return Ok(jpeg::decode(bytes).map_err(|cause| damaged(&cause))?.rgb());
+    }
+    let decoded = ::image::load_from_memory_with_format(bytes, format).map_err(|cause| damaged(&cause))?;
+    let mode = if format == ImageFormat::Png { png_mode(bytes, &decoded) } else { Some(Mode::Rgb) };
+    let image = rgb(&decoded).zip(mode).map(|(image, mode)| image.stored_as(mode));
+    image.ok_or_else(|| {
         fault(
             "a picture of 16-bit grey, which Pillow would make almost white; make it one of 8 bits, scaled as you mean it"
                 .into(),
@@ -155,6 +191,24 @@ fn rgb(decoded: &DynamicImage) -> Option<Image> {
         other => other.to_rgb8().into_raw(),
     };
     Some(Image::new(width, height, bytes))
+}
+
+/// How a PNG stores its picture, by its header: a colour that merely counts as transparent is no opacity to Pillow.
+/// `None` for sixteen-bit grey.
+fn png_mode(bytes: &[u8], decoded: &DynamicImage) -> Option<Mode> {
+    let upper = |value: u16| (value >> 8) as u8;
+    Some(match (bytes.get(25), bytes.get(24)) {
+        (Some(0), Some(16)) => return None,
+        (Some(3), _) | (Some(0), Some(1)) => Mode::Indexed,
+        (Some(4 | 6), _) => Mode::Alpha(match decoded {
+            DynamicImage::ImageLumaA8(pixels) => pixels.pixels().map(|p| p[1]).collect(),
+            DynamicImage::ImageRgba8(pixels) => pixels.pixels().map(|p| p[3]).collect(),
+            DynamicImage::ImageLumaA16(pixels) => pixels.pixels().map(|p| upper(p[1])).collect(),
+            DynamicImage::ImageRgba16(pixels) => pixels.pixels().map(|p| upper(p[3])).collect(),
+            _ => return Some(Mode::Rgb),
+        }),
+        _ => Mode::Rgb,
+    })
 }
 
 /// Reads a PNG or JPEG file.

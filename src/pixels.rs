@@ -1,8 +1,10 @@
 //! A picture as plain values: eight-bit RGB, row by row. Reading and writing files is `image`'s business.
 
+mod mode;
 mod planes;
 mod resize;
 
+pub use mode::{Mode, light};
 pub use planes::Planes;
 pub use resize::Filter;
 
@@ -12,6 +14,7 @@ pub struct Image {
     width: usize,
     height: usize,
     rgb: Vec<u8>,
+    mode: Mode,
 }
 
 impl Image {
@@ -21,7 +24,7 @@ impl Image {
     /// Where the number of bytes is not `3 × width × height`.
     pub fn new(width: usize, height: usize, rgb: Vec<u8>) -> Self {
         assert_eq!(rgb.len(), 3 * width * height, "an RGB image of {width}×{height} has 3·w·h bytes");
-        Self { width, height, rgb }
+        Self { width, height, rgb, mode: Mode::Rgb }
     }
 
     /// Pixels across.

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use crate::data::Preference;
 use crate::data::{Choice, pick_a_pic};
 use crate::error::{Error, Result};
-use crate::image::{self, Format};
+use crate::image::{self, Format, JpegDecoder};
 use crate::pixels::Image;
 use crate::rng::stream;
 use crate::scenes::measure::{Measured, measure_percept};
@@ -95,7 +95,8 @@ fn judge_one(pair: &Pair, format: Format) -> Result<Judged> {
     let mut seen = Vec::with_capacity(2);
     for (bytes, sample) in stored.iter_mut().zip([first, second]) {
         *bytes = image::encode(&sample.image, format)?;
-        let image = image::decode(bytes, &pair.caption)?;
+        let decoder = JpegDecoder::of_model(Some(&sample.model));
+        let image = image::decode_by(decoder, bytes, &pair.caption)?;
         let percept = Percept::of(&image);
         seen.push((measure_percept(&image, &percept), alignment::alignment_percept(&percept, &scene)));
     }

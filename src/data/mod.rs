@@ -23,7 +23,7 @@ pub mod to_score;
 use std::path::Path;
 
 use crate::error::{Error, Result};
-use crate::image;
+use crate::image::{self, JpegDecoder};
 use crate::pixels::Image;
 
 /// One row of Pick-a-Pic v2. A column that a mirror lacks, or an empty place in one, is `None`.
@@ -117,7 +117,8 @@ impl Preference {
         let images = self.images.as_ref().ok_or_else(|| {
             Error::data(place(), "the pictures were not read; read the pairs with their pictures")
         })?;
-        image::decode(&images[side], place())
+        let decoder = JpegDecoder::of_model(self.models[side].as_deref());
+        image::decode_by(decoder, &images[side], place())
     }
 
     /// The same pair with its sides exchanged, label and all.

@@ -91,56 +91,42 @@ impl Image {
     /// # Errors
     /// Where a side is zero.
     pub fn resized(&self, width: usize, height: usize, filter: Filter) -> Result<Self> {
+        Ok(Self::new(width, height, self.bands_resized::<3>(&self.rgb, width, height, filter)?))
+    }
+
+    /// Refuses a size, or a picture, without pixels.
+    pub(super) fn check_sides(&self, width: usize, height: usize) -> Result<()> {
         if [width, height, self.width, self.height].contains(&0) {
             return Err(Error::Shape(format!(
                 "cannot resize a picture of {}×{} to {width}×{height}: a picture has at least one pixel",
                 self.width, self.height
             )));
         }
+        Ok(())
+    }
+
+    /// Bytes of the picture's size, `N` a pixel, in another size.
+    pub(super) fn bands_resized<const N: usize>(
+        &self,
+        bytes: &[u8],
+        width: usize,
+        height: usize,
+        filter: Filter,
+    ) -> Result<Vec<u8>> {
+        self.check_sides(width, height)?;
         // Whichever pass comes first rounds for the other, so the order is part of the result.
         let columns_first =
             height < self.height && self.height - height > (2 * self.width).saturating_sub(2 * width);
         Ok(match columns_first {
-            true => self.resized_down(height, filter).resized_across(width, filter),
-            false => self.resized_across(width, filter).resized_down(height, filter),
+            true => {
+                let low = down(bytes, N * self.width, (self.height, height), filter);
+                across::<N>(&low, (self.width, width), filter)
+            }
+            false => {
+                let narrow = across::<N>(bytes, (self.width, width), filter);
+                down(&narrow, N * width, (self.height, height), filter)
+            }
         })
-    }
-
-    fn resized_across(&self, width: usize, filter: Filter) -> Self {
-        if width == self.width {
-            return self.clone();
-        }
-        let windows = windows(self.width, width, filter);
-        let mut rgb = Vec::with_capacity(3 * width * self.height);
-        for row in self.rgb.chunks_exact(3 * self.width) {
-            for window in &windows {
-                let mut sums = [HALF; 3];
-                let pixels = row[3 * window.first..].chunks_exact(3);
-                for (weight, pixel) in window.weights.iter().zip(pixels) {
-                    sums.iter_mut().zip(pixel).for_each(|(sum, &byte)| *sum += weight * i32::from(byte));
-                }
-                rgb.extend(sums.map(byte));
-            }
-        }
-        Self::new(width, self.height, rgb)
-    }
-
-    fn resized_down(&self, height: usize, filter: Filter) -> Self {
-        if height == self.height {
-            return self.clone();
-        }
-        let row = 3 * self.width;
-        let mut rgb = Vec::with_capacity(row * height);
-        let mut sums = vec![0i32; row];
-        for window in windows(self.height, height, filter) {
-            sums.fill(HALF);
-            let rows = self.rgb[row * window.first..].chunks_exact(row);
-            for (weight, bytes) in window.weights.iter().zip(rows) {
-                sums.iter_mut().zip(bytes).for_each(|(sum, &byte)| *sum += weight * i32::from(byte));
-            }
-            rgb.extend(sums.iter().map(|&sum| byte(sum)));
-        }
-        Self::new(self.width, height, rgb)
     }
 
     /// The picture with its shorter side of `size` pixels, the longer one rounded down, as torchvision's and transformers'
@@ -176,6 +162,44 @@ impl Image {
 pub(super) fn shortest((width, height): (usize, usize), size: usize) -> (usize, usize) {
     let long = size * width.max(height) / width.min(height).max(1);
     if width <= height { (size, long) } else { (long, size) }
+}
+
+/// Rows of pixels of `N` bytes in another width.
+fn across<const N: usize>(bytes: &[u8], (from, to): (usize, usize), filter: Filter) -> Vec<u8> {
+    if from == to {
+        return bytes.to_vec();
+    }
+    let windows = windows(from, to, filter);
+    let mut resized = Vec::with_capacity(bytes.len() / from * to);
+    for row in bytes.chunks_exact(N * from) {
+        for window in &windows {
+            let mut sums = [HALF; N];
+            let pixels = row[N * window.first..].chunks_exact(N);
+            for (weight, pixel) in window.weights.iter().zip(pixels) {
+                sums.iter_mut().zip(pixel).for_each(|(sum, &byte)| *sum += weight * i32::from(byte));
+            }
+            resized.extend(sums.map(byte));
+        }
+    }
+    resized
+}
+
+/// As many rows of `row` bytes as another height has.
+fn down(bytes: &[u8], row: usize, (from, to): (usize, usize), filter: Filter) -> Vec<u8> {
+    if from == to {
+        return bytes.to_vec();
+    }
+    let mut resized = Vec::with_capacity(row * to);
+    let mut sums = vec![0i32; row];
+    for window in windows(from, to, filter) {
+        sums.fill(HALF);
+        let rows = bytes[row * window.first..].chunks_exact(row);
+        for (weight, bytes) in window.weights.iter().zip(rows) {
+            sums.iter_mut().zip(bytes).for_each(|(sum, &byte)| *sum += weight * i32::from(byte));
+        }
+        resized.extend(sums.iter().map(|&sum| byte(sum)));
+    }
+    resized
 }
 
 #[cfg(test)]

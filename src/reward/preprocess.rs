@@ -1,7 +1,7 @@
 //! The public rewards' preprocessings: a picture of any size → the square that an image tower takes.
 //!
-//! They differ in what no eye sees and every score feels: in which pixel a crop of an odd remainder begins, and whether
-//! bytes or numbers are resized. A picture that has the tower's size already passes through all of them unchanged.
+//! They differ in what no eye sees and every score feels: in which pixel a crop of an odd remainder begins, whether
+//! bytes or numbers are resized, and whether a palette, opacity or ink is still there when they are. A picture that has the tower's size already passes through all of them unchanged.
 //!
 //! # Source
 //! `open_clip/transform.py`, `torchvision/transforms`, `CLIPImageProcessor` and `SiglipImageProcessor` of transformers 4.49,
@@ -20,7 +20,7 @@ pub enum Preprocessing {
     #[default]
     None,
     /// open_clip's and OpenAI's: the shorter side resized by Pillow, bicubically; the middle cut out as torchvision
-    /// rounds, half to even.
+    /// rounds, half to even; the RGB taken last (see [`crate::pixels::Mode`]). ImageReward's too.
     OpenClip,
     /// Hugging Face's `CLIPImageProcessor`: the same, the middle cut out as it rounds, down.
     HuggingFace,
@@ -63,7 +63,10 @@ impl Preprocessing {
                 )));
             }
             Self::OpenClip | Self::HuggingFace => {
-                let resized = image.resized_shortest(size, Filter::Bicubic)?;
+                let resized = match self {
+                    Self::OpenClip => image.resized_shortest_as_stored(size, Filter::Bicubic)?,
+                    _ => image.resized_shortest(size, Filter::Bicubic)?,
+                };
                 let (left, top) = self.corner((resized.width(), resized.height()), size);
                 Square::Bytes(resized.cropped(left, top, size, size)?)
             }

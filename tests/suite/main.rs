@@ -15,6 +15,7 @@ mod llava_onevision;
 mod local_hub;
 mod objective;
 mod paper;
+mod pictures;
 mod pipeline;
 mod ppd_step;
 mod reward;
