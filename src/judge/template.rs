@@ -131,7 +131,8 @@ mod tests {
     fn the_desk_is_asked_in_the_words_that_it_learned() {
         let template = Template::parse(Template::DESK, "judge-desk.txt").unwrap();
         let filled = template.fill(&[("a cat", Slot::B), ("a dog", Slot::A)], "a cow", "");
-        let expected = "a cat <image> <image> prefers B\na dog <image> <image> prefers A\na cow <image> <image> prefers";
+        let expected =
+            "a cat <image> <image> prefers B\na dog <image> <image> prefers A\na cow <image> <image> prefers";
         assert_eq!((filled.system, filled.user.as_str()), (None, expected));
     }
 
