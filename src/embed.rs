@@ -12,15 +12,16 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::models::llava_onevision::{Decoding, Generated, Layout, Message};
+use crate::models::llava_onevision::{Decoding, Generated, Layout, Message, Sampling};
 use crate::pixels::Image;
-use crate::units::Digest;
+use crate::rng::{Stream, stream};
+use crate::units::{Digest, Seed};
 use crate::vlm::Vlm;
 
 pub use template::Template;
 
 /// What an embedding depends on besides the user's pairs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// The model's repository ([`crate::vlm::repository_digest`]).
@@ -33,6 +34,21 @@ pub struct Config {
     pub max_new_tokens: usize,
     /// The precision that it computes in.
     pub dtype: String,
+    /// How tokens are drawn; absent: the likeliest is written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sampling: Option<Drawn>,
+}
+
+/// How tokens are drawn.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drawn {
+    /// Above 0: logits are divided by it.
+    pub temperature: f64,
+    /// In (0, 1]: the share of probability that the drawn tokens make up.
+    pub top_p: f64,
+    /// Of the draws; each prompt has its own, whatever is embedded beside it.
+    pub seed: Seed,
 }
 
 /// A user's embedding and what the model wrote on its way to it.
@@ -127,8 +143,13 @@ pub fn embed_together(
 ) -> Result<Vec<Embedding>> {
     let inputs = asked.iter().map(|asked| vlm.input_of(&asked.prompt, &asked.images, config.layout));
     let inputs = inputs.collect::<Result<Vec<_>>>()?;
-    let decoding = Decoding { states: true, ..vlm.greedy(config.max_new_tokens) };
-    let written = vlm.model.generate(&inputs, &decoding, &mut [], step)?;
+    let mut decoding = Decoding { states: true, ..vlm.greedy(config.max_new_tokens) };
+    let mut streams = Vec::new();
+    if let Some(Drawn { temperature, top_p, seed }) = config.sampling {
+        decoding.sampling = Sampling::Drawn { temperature, top_p };
+        streams = asked.iter().map(|asked| draws(seed, &asked.prompt)).collect();
+    }
+    let written = vlm.model.generate(&inputs, &decoding, &mut streams, step)?;
     let embedding = |written: Generated| {
         let Some(states) = &written.states else {
             return Err(Error::Shape("the model wrote nothing after the prompt".into()));
@@ -150,6 +171,12 @@ pub fn embed_together(
         })
     };
     written.into_iter().map(embedding).collect()
+}
+
+/// The stream of a prompt's draws.
+fn draws(seed: Seed, prompt: &str) -> Stream {
+    let index = u64::from_str_radix(&Digest::of(prompt.as_bytes()).hex()[..16], 16).unwrap_or_default();
+    stream(seed, "embed", index)
 }
 
 #[cfg(test)]
@@ -175,6 +202,7 @@ mod tests {
             layout: Layout::BaseOnly,
             max_new_tokens: 8,
             dtype: "f32".into(),
+            sampling: None,
         };
         let picture = |shade: u8, width| Image::new(width, 6 / width, vec![shade; 18]);
         let first = prompt_digest(&config, "a", &[picture(1, 2)]);
@@ -182,6 +210,9 @@ mod tests {
         assert_ne!(first, prompt_digest(&config, "b", &[picture(1, 2)]));
         assert_ne!(first, prompt_digest(&config, "a", &[picture(2, 2)]));
         assert_ne!(first, prompt_digest(&config, "a", &[picture(1, 3)]));
+        let drawn = Drawn { temperature: 0.7, top_p: 0.9, seed: Seed::new(1) };
+        let other = Config { sampling: Some(drawn), ..config.clone() };
+        assert_ne!(first, prompt_digest(&other, "a", &[picture(1, 2)]));
         assert_ne!(first, prompt_digest(&Config { max_new_tokens: 9, ..config }, "a", &[picture(1, 2)]));
     }
 }

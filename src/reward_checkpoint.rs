@@ -6,9 +6,9 @@
 //!
 //! | reward | weights | beside them |
 //! |---|---|---|
-//! | `clip` | `open_clip_model.safetensors`, `open_clip_pytorch_model.bin`, `model.safetensors`, `pytorch_model.bin` | `open_clip_config.json` or `config.json`, tokenizer |
+//! | `clip` | `open_clip_model.safetensors`, `open_clip_pytorch_model.bin`, `model.safetensors`, `pytorch_model.bin`, or the last two's `….index.json` | `open_clip_config.json` or `config.json`, tokenizer |
 //! | `hps-v2.0`, `hps-v2.1` | `HPS_v2_compressed.pt`, `HPS_v2.1_compressed.pt` | tokenizer; ViT-H/14 unless an `open_clip_config.json` says otherwise |
-//! | `pick-score` | `model.safetensors`, `pytorch_model.bin` | `config.json`, tokenizer |
+//! | `pick-score` | `model.safetensors`, `pytorch_model.bin`, or their `….index.json` | `config.json`, tokenizer |
 //! | `aesthetic` | `sac+logos+ava1-l14-linearMSE.pth`, over the image tower of a backbone laid out as `clip` | |
 //! | `image-reward` | `ImageReward.pt` | `med_config.json`, BERT's tokenizer |
 
@@ -62,8 +62,22 @@ pub fn open(
 }
 
 /// The weight files of CLIPs, open_clip's before Hugging Face's.
-const CLIP: [&str; 4] =
-    ["open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin"];
+const CLIP: [&str; 6] = [
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    HUGGING_FACE[0],
+    HUGGING_FACE[1],
+    HUGGING_FACE[2],
+    HUGGING_FACE[3],
+];
+
+/// Hugging Face's: one file, or the index of several.
+const HUGGING_FACE: [&str; 4] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+];
 
 /// The names of a reward's weights, in the order of preference.
 fn names(published: Published) -> &'static [&'static str] {
@@ -71,7 +85,7 @@ fn names(published: Published) -> &'static [&'static str] {
         Published::Clip => &CLIP,
         Published::HpsV20 => &["HPS_v2_compressed.pt", "HPS_v2.0_compressed.pt", "HPS_v2.pt"],
         Published::HpsV21 => &["HPS_v2.1_compressed.pt", "HPS_v2.1.pt"],
-        Published::PickScore => &["model.safetensors", "pytorch_model.bin"],
+        Published::PickScore => &HUGGING_FACE,
         Published::Aesthetic => {
             &["sac+logos+ava1-l14-linearMSE.pth", "sac+logos+ava1-l14-linearMSE.safetensors"]
         }

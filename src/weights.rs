@@ -80,7 +80,7 @@ impl std::fmt::Debug for Weights {
 
 impl Weights {
     /// Opens a weight file: safetensors, PyTorch's zip format by the extensions `pt`, `pth`, `bin` and `ckpt`, or the
-    /// index of several safetensors files (`*.safetensors.index.json`), which then are opened as one. Where its header names a file [`Beneath`], that one is opened and checked too, and gives what this one lacks.
+    /// index of several such files (`*.safetensors.index.json`, `*.bin.index.json`), which then are opened as one. Where its header names a file [`Beneath`], that one is opened and checked too, and gives what this one lacks.
     ///
     /// # Errors
     /// Where the file cannot be read, is truncated, or is of neither format.

@@ -8,10 +8,11 @@ use candle_core::{DType, Device, Tensor};
 
 use super::{Global, Verdict, progress, terminal};
 use crate::data::shots::{self, UserShots};
-use crate::embed::{self, Config, Embedding, Template};
+use crate::embed::{self, Config, Drawn, Embedding, Template};
 use crate::error::{Error, Result};
 use crate::models::llava_onevision::Layout;
 use crate::progress::Progress;
+use crate::units::Seed;
 use crate::vlm::{Vlm, repository_digest};
 use crate::weights::{self, Weights};
 
@@ -31,6 +32,15 @@ pub(super) struct Arguments {
     /// The most tokens that the model writes for a user
     #[arg(long, default_value_t = 1024, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     max_new_tokens: u32,
+    /// Draw each token after dividing the logits by this; without it the likeliest token is written
+    #[arg(long, value_name = "T")]
+    temperature: Option<f64>,
+    /// Draw from the likeliest tokens that make up this share of the probability
+    #[arg(long, default_value_t = 1.0, value_name = "P", requires = "temperature")]
+    top_p: f64,
+    /// The seed of the draws
+    #[arg(long, default_value_t = 0, value_name = "N", requires = "temperature")]
+    seed: u64,
     /// How an image becomes tokens: once as a whole (the paper's), or whole and in tiles
     #[arg(long, value_enum, default_value_t = LayoutName::BaseOnly, value_name = "LAYOUT")]
     layout: LayoutName,
@@ -85,6 +95,11 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
         },
         max_new_tokens: arguments.max_new_tokens as usize,
         dtype: dtype.as_str().to_owned(),
+        sampling: arguments.temperature.map(|temperature| Drawn {
+            temperature,
+            top_p: arguments.top_p,
+            seed: Seed::new(arguments.seed),
+        }),
     };
     let progress = progress(global)?;
     if out.begin(serde_json::to_string(&config)?) {

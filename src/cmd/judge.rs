@@ -126,7 +126,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
         true => judge.recall(&folder)?,
         false => judge.prepare(Some(&folder), &progress).map(|()| true)?,
     };
-    let cache = match judge.is_kept() && ready && !(global.dry_run && !folder.exists()) {
+    let cache = match judge.is_kept() && ready && (folder.exists() || !global.dry_run) {
         true => Some(Cache::open(&folder, &judge.identity().digest())?),
         false => None,
     };

@@ -57,6 +57,7 @@ pub fn embed_groups(
         layout: Layout::BaseOnly,
         max_new_tokens: how.max_new_tokens,
         dtype: "f32".into(),
+        sampling: None,
     };
     let key = json!({"schema": 1, "embedding": config, "groups": said_by(shown, groups)});
     let key = Digest::of(key.to_string().as_bytes());

@@ -35,7 +35,10 @@ impl Price {
     /// # Errors
     /// Where a price is negative or no number.
     pub(super) fn check(&self) -> Result<()> {
-        match [self.input_per_million, self.output_per_million].into_iter().find(|price| !(*price >= 0.0)) {
+        match [self.input_per_million, self.output_per_million]
+            .into_iter()
+            .find(|price| price.is_nan() || *price < 0.0)
+        {
             Some(price) => {
                 Err(Error::Spec(format!("a price of {price} a million tokens; expected at least 0")))
             }

@@ -42,7 +42,7 @@ pub use vlm::{AnswerBy, Config as VlmConfig, VlmJudge};
 #[derive(Debug, Clone, PartialEq)]
 pub enum Config {
     /// An OpenAI-compatible endpoint.
-    OpenAi(OpenAiConfig),
+    OpenAi(Box<OpenAiConfig>),
     /// LLaVA-OneVision on this machine.
     Vlm(VlmConfig),
     /// The truth with bias and noise.
@@ -76,7 +76,7 @@ impl Config {
         let own: Vec<&str> = text.lines().map(|line| if is_kind(line) { "" } else { line }).collect();
         let own = own.join("\n");
         match table.get("kind").and_then(toml::Value::as_str) {
-            Some("openai") => Ok(Self::OpenAi(read_toml(&own, origin)?)),
+            Some("openai") => Ok(Self::OpenAi(Box::new(read_toml(&own, origin)?))),
             Some("vlm") => Ok(Self::Vlm(read_toml(&own, origin)?)),
             Some("oracle") => Ok(Self::Oracle(read_toml(&own, origin)?)),
             other => {
@@ -154,7 +154,7 @@ impl Judge {
         environment: impl Fn(&str) -> Option<String>,
     ) -> Result<Self> {
         match config {
-            Config::OpenAi(config) => Ok(Self::OpenAi(Box::new(OpenAi::open(config, environment)?))),
+            Config::OpenAi(config) => Ok(Self::OpenAi(Box::new(OpenAi::open(*config, environment)?))),
             Config::Vlm(config) => Ok(Self::Vlm(Box::new(VlmJudge::open(config, device)?))),
             Config::Oracle(oracle) => {
                 oracle.check()?;

@@ -44,6 +44,9 @@ impl Template {
     /// The template that judges are asked with unless another one is given.
     pub const DEFAULT: &str = include_str!("../../experiments/prompts/judge.txt");
 
+    /// The words in which the desk's vision-language model was taught to judge.
+    pub const DESK: &str = include_str!("../../experiments/prompts/judge-desk.txt");
+
     /// Reads a template; `origin` names it in messages.
     ///
     /// # Errors
@@ -122,6 +125,15 @@ mod tests {
         assert!(nobody.contains("Nothing is known") && !nobody.contains("has compared"));
         assert_eq!(nobody.matches(IMAGE).count(), 2);
         assert!(filled.system.is_some_and(|system| system.contains("person")));
+    }
+
+    #[test]
+    fn the_desk_is_asked_in_the_words_that_it_learned() {
+        let template = Template::parse(Template::DESK, "judge-desk.txt").unwrap();
+        let filled = template.fill(&[("a cat", Slot::B), ("a dog", Slot::A)], "a cow", "");
+        let expected =
+            "a cat <image> <image> prefers B\na dog <image> <image> prefers A\na cow <image> <image> prefers";
+        assert_eq!((filled.system, filled.user.as_str()), (None, expected));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! A checkpoint in several files, with a `*.safetensors.index.json` that says which file holds which tensor.
+//! A checkpoint in several files, with a `*.safetensors.index.json` or `*.bin.index.json` that says which file holds which
+//! tensor.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use super::Weights;
 use crate::error::{Error, Result};
 
 /// What the names of such indices end in.
-const INDEX: &str = ".safetensors.index.json";
+const INDICES: [&str; 2] = [".safetensors.index.json", ".bin.index.json"];
 
 #[derive(Deserialize)]
 struct Index {
@@ -25,7 +26,8 @@ pub struct Shards {
 impl Shards {
     /// Whether a path is an index's.
     pub fn is_index(path: &Path) -> bool {
-        path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(INDEX))
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        INDICES.iter().any(|ending| name.ends_with(ending))
     }
 
     /// Opens every file that the index names; none is read before a tensor is asked for.
@@ -36,7 +38,7 @@ impl Shards {
         let text = std::fs::read_to_string(index).map_err(Error::io("read", index))?;
         let broken = |fault: String| Error::weights(index, format!("{fault}; fetch the repository again"));
         let parsed: Index = serde_json::from_str(&text)
-            .map_err(|fault| broken(format!("not an index of safetensors files ({fault})")))?;
+            .map_err(|fault| broken(format!("not an index of weight files ({fault})")))?;
         let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
         let mut files = Vec::new();
         let mut of = BTreeMap::new();

@@ -72,9 +72,10 @@ with open(f"{OUT}/pairs.csv", "w", newline="") as f:
     writer = csv.writer(f, lineterminator="\n")
     writer.writerow(["image", "prompt"])
     writer.writerows(rows)
-# To RGB first, as transformers has it; open_clip and ImageReward do so after the resize, which for palettes and
+# To RGB first, as transformers and HPS v2 have it; open_clip and ImageReward do so after the resize, which for palettes and
 # transparency resizes other numbers.
-images = [Image.open(os.path.join(OUT, path)).convert("RGB") for path, _ in rows]
+stored = [Image.open(os.path.join(OUT, path)) for path, _ in rows]
+images = [image.convert("RGB") for image in stored]
 prompts = [prompt for _, prompt in rows]
 
 # ------------------------------------------------------------------ Pillow's resizes, by digest
@@ -116,8 +117,8 @@ def open_clip_layout():
     hps = T.Compose([T.ToTensor(),
                      T.Resize(SIZE, interpolation=T.InterpolationMode.BICUBIC, antialias=True), T.CenterCrop(SIZE),
                      T.Normalize(MEAN, STD)])
-    for name, transform in [("clip", own), ("hps-v2.1", hps)]:
-        pixels = torch.stack([transform(image) for image in images])
+    for name, transform, shown in [("clip", own, stored), ("hps-v2.1", hps, images)]:
+        pixels = torch.stack([transform(image) for image in shown])
         scores[name] = 100 * (F.normalize(model.encode_image(pixels), dim=-1) * texts).sum(-1)
 
 
@@ -185,9 +186,10 @@ def image_reward():
     index |= seeded.fill(text, lambda name: f"blip.text_encoder.{name}")
     index |= seeded.fill(head, lambda name: f"mlp.layers.{name}")
     seeded.save(f"{out}/tensors.json", index)
+    # ImageReward's `_transform`.
     transform = T.Compose([T.Resize(SIZE, interpolation=T.InterpolationMode.BICUBIC), T.CenterCrop(SIZE),
-                           T.ToTensor(), T.Normalize(MEAN, STD)])
-    pixels = torch.stack([transform(image) for image in images])
+                           lambda image: image.convert("RGB"), T.ToTensor(), T.Normalize(MEAN, STD)])
+    pixels = torch.stack([transform(image) for image in stored])
     tokens = tokenizer(prompts, padding="max_length", truncation=True, max_length=35, return_tensors="pt")
     states = text(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask, is_decoder=False,
                   encoder_hidden_states=vision(pixels).last_hidden_state).last_hidden_state

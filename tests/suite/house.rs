@@ -72,7 +72,7 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("vlm", "weights", "a vision-language model is opened from weight files"),
     ("vlm", "prior", "its config files are read, and the room for its weights is checked, in the same way"),
     ("judge", "image", "an endpoint takes encoded pictures"),
-    ("judge", "record", "whoever appends to the cache holds a lock"),
+    ("judge", "record", "what an endpoint can is replaced whole"),
     ("judge", "vlm", "one of the judges is a vision-language model"),
     ("checkpoint", "weights", "a checkpoint is a weight file with a position"),
     ("data", "image", "a pair holds encoded pictures"),

@@ -450,6 +450,21 @@ fn embed_writes_each_user_once_and_says_how_the_text_ended() {
     assert_ne!(again.metadata()["prompt_digest.bob"], metadata["prompt_digest.bob"]);
     assert_eq!(values(&read(&again, "ann")), values(&read(&again, "eve")));
     assert!(embed(0, &["--layout", "anyres"]).contains("3 made, 0 there before"));
+    // Drawn instead: by the seed alone, and at no temperature to speak of the likeliest.
+    let drawn = |temperature: &str, seed: &str| {
+        embed(0, &["--temperature", temperature, "--top-p", "0.9", "--seed", seed]);
+        let file = Weights::open(folder.path().join("users.safetensors")).unwrap();
+        let metadata = file.metadata().clone();
+        assert!(metadata["embedding"].contains(r#""top_p":0.9"#), "{metadata:?}");
+        ["ann", "eve", "bob"].map(|user| metadata[&format!("text.{user}")].clone())
+    };
+    let hot = drawn("1.5", "1");
+    assert_eq!(drawn("1.5", "1"), hot);
+    assert_eq!(hot[0], hot[1], "the same prompt has the same draws");
+    assert_ne!(drawn("1.5", "2"), hot);
+    assert_eq!(drawn("0.0001", "1")[0], metadata["text.ann"]);
+    assert!(embed(2, &["--top-p", "0.5"]).contains("--temperature"));
+    assert!(embed(1, &["--temperature", "0"]).contains("above 0"));
     // Faults.
     write(&[line("ann", "a cat"), line("ann", "a dog")]);
     let said = embed(1, &[]);

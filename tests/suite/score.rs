@@ -114,6 +114,42 @@ fn every_public_reward_gives_its_references_scores() {
 }
 
 #[test]
+fn a_checkpoint_in_several_files_gives_the_same_scores_as_in_one() {
+    let root = checkpoints();
+    let scores = |arguments: &[&str]| {
+        let common = ["--pairs", "pairs.csv", "--out", "scores.csv", "--device", "cpu"];
+        let (code, _, err) = ppd(root.path(), &[&["score"], arguments, &common].concat());
+        assert_eq!(code, 0, "{err}");
+        std::fs::read_to_string(root.path().join("scores.csv")).unwrap()
+    };
+    let pick_score = ["--reward", "pick-score", "--weights", "hugging_face"];
+    let aesthetic = ["--reward", "aesthetic", "--weights", "aesthetic", "--backbone", "hugging_face"];
+    let before = [scores(&pick_score), scores(&aesthetic)];
+    // The same tensors in two files, with an index.
+    let folder = root.path().join("hugging_face");
+    let whole = Weights::open(folder.join("model.safetensors")).unwrap();
+    let names: Vec<String> = whole.names().into_iter().map(str::to_owned).collect();
+    let mut map = serde_json::Map::new();
+    for (number, part) in names.chunks(names.len() / 2 + 1).enumerate() {
+        let file = format!("model-0000{}-of-00002.safetensors", number + 1);
+        let read = |name: &String| (name.clone(), whole.read(name, DType::F32, &Device::Cpu).unwrap());
+        let tensors: BTreeMap<_, _> = part.iter().map(read).collect();
+        ppd::weights::save(folder.join(&file), &tensors, DType::F32, &BTreeMap::new()).unwrap();
+        map.extend(part.iter().map(|name| (name.clone(), file.clone().into())));
+    }
+    let index = serde_json::json!({"metadata": {"total_size": 0}, "weight_map": map});
+    std::fs::write(folder.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    std::fs::remove_file(folder.join("model.safetensors")).unwrap();
+    assert_eq!([scores(&pick_score), scores(&aesthetic)], before);
+    // A part that is not there is named.
+    std::fs::remove_file(folder.join("model-00002-of-00002.safetensors")).unwrap();
+    let arguments = ["score", "--reward", "pick-score", "--weights", "hugging_face", "--pairs", "pairs.csv"];
+    let (code, _, err) = ppd(root.path(), &[&arguments[..], &["--out", "none.csv"]].concat());
+    assert!(code == 1 && err.contains("model-00002-of-00002.safetensors"), "{err}");
+    assert!(!root.path().join("none.csv").exists());
+}
+
+#[test]
 fn a_folder_is_scored_in_the_order_of_its_names() {
     let root = checkpoints();
     std::fs::write(root.path().join("prompts.txt"), "cat\ngrey\npalette\ntall\n").unwrap();

@@ -150,8 +150,12 @@ impl Sampling {
     }
 }
 
-/// One draw, from the smallest set of likeliest tokens whose probabilities reach `top_p`.
-fn drawn(logits: &[f32], top: f64, temperature: f64, top_p: f64, stream: &mut Stream) -> u32 {
+/// The smallest set of likeliest tokens whose probabilities reach `top_p`, the likeliest first, each with its weight; the
+/// weights' sum stands beside.
+///
+/// # Source
+/// transformers' `TemperatureLogitsWarper`, then `TopPLogitsWarper`.
+fn kept(logits: &[f32], top: f64, temperature: f64, top_p: f64) -> (Vec<(usize, f64)>, f64) {
     let weight = |&logit: &f32| ((f64::from(logit) - top) / temperature).exp();
     let mut weighted: Vec<(usize, f64)> = logits.iter().map(weight).enumerate().collect();
     let total: f64 = weighted.iter().map(|(_, weight)| weight).sum();
@@ -162,14 +166,23 @@ fn drawn(logits: &[f32], top: f64, temperature: f64, top_p: f64, stream: &mut St
         kept += weighted[count].1;
         count += 1;
     }
-    let mut left = stream.uniform() * kept;
-    for (id, weight) in &weighted[..count] {
+    weighted.truncate(count);
+    (weighted, kept)
+}
+
+/// One draw among [`kept`] tokens.
+fn drawn(logits: &[f32], top: f64, temperature: f64, top_p: f64, stream: &mut Stream) -> u32 {
+    let (weighted, sum) = kept(logits, top, temperature, top_p);
+    let mut left = stream.uniform() * sum;
+    let mut last = 0;
+    for (id, weight) in weighted {
+        last = id as u32;
         left -= weight;
         if left < 0.0 {
-            return *id as u32;
+            break;
         }
     }
-    weighted[count - 1].0 as u32
+    last
 }
 
 #[cfg(test)]
@@ -201,6 +214,31 @@ mod tests {
         near(shares(1.0, 0.5), [1.0, 0.0, 0.0, 0.0]);
         let squares = [0.25, 0.09, 0.0225, 0.0025].map(|p| p / 0.365);
         near(shares(0.5, 1.0), squares);
+    }
+
+    #[test]
+    fn the_kept_tokens_and_their_probabilities_are_transformers() {
+        #[derive(serde::Deserialize)]
+        struct Case {
+            temperature: f64,
+            top_p: f64,
+            logits: Vec<f32>,
+            probabilities: Vec<f64>,
+        }
+        let text = include_str!("../../../tests/fixtures/llava_onevision/warpers.json");
+        let cases: Vec<Case> = serde_json::from_str(text).unwrap();
+        assert!(cases.len() > 10);
+        for Case { temperature, top_p, logits, probabilities } in cases {
+            let top = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let (weighted, sum) = kept(&logits, f64::from(top), temperature, top_p);
+            let mut ours = vec![0.0; logits.len()];
+            weighted.into_iter().for_each(|(id, weight)| ours[id] = weight / sum);
+            for (ours, theirs) in ours.iter().zip(&probabilities) {
+                assert_eq!(*ours > 0.0, *theirs > 0.0, "temperature {temperature}, top-p {top_p}");
+                // Theirs are in single precision.
+                assert!((ours - theirs).abs() < 1e-6, "{ours} for {theirs}");
+            }
+        }
     }
 
     #[test]
