@@ -29,6 +29,9 @@ use crate::units::Digest;
 /// Of 256 captions, how many are kept for asked groups where these share none with learned ones.
 const ASKED_CAPTIONS: u8 = 64;
 
+/// Features, a row for each group.
+type Rows = Vec<Vec<f32>>;
+
 /// What the cells of a study share.
 pub struct Identifier<'a> {
     study: &'a Identification,
@@ -212,7 +215,7 @@ impl<'a> Identifier<'a> {
     }
 
     /// The mean over a group's pairs of the chosen picture's embedding less the rejected one's.
-    fn differences(&self, cut: &Cut, folder: &Path) -> Result<(Vec<Vec<f32>>, Vec<Vec<f32>>)> {
+    fn differences(&self, cut: &Cut, folder: &Path) -> Result<(Rows, Rows)> {
         let path = folder.join("model.safetensors");
         let Reward::Clip(clip) = open_reward(&path, &Device::Cpu)? else {
             return Err(Error::weights(&path, "is no CLIP; name the folder of one, such as desk/clip"));
@@ -227,7 +230,7 @@ impl<'a> Identifier<'a> {
         for part in embedded {
             rows.extend(part?);
         }
-        let of = |groups: &[Group]| -> Vec<Vec<f32>> {
+        let of = |groups: &[Group]| -> Rows {
             let difference = |group: &Group| {
                 let mut sum = vec![0f32; rows[0].len()];
                 for choice in &group.choices {
@@ -249,7 +252,7 @@ impl<'a> Identifier<'a> {
         choices: Choices,
         layer: Option<usize>,
         progress: &Progress,
-    ) -> Result<(Vec<Vec<f32>>, Vec<Vec<f32>>)> {
+    ) -> Result<(Rows, Rows)> {
         let embedding = &self.study.embedding;
         let how = How {
             model: &self.assets.join(&embedding.model),

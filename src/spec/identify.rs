@@ -380,6 +380,9 @@ impl Identification {
                     };
                     if let Some(model) = model {
                         let path = places.assets.join(model).join("model.safetensors");
+                        if matches!(method.features, Features::Embedding { .. }) {
+                            super::users::there(&path)?;
+                        }
                         needed.extend([digest(&format!("weights/{}", model.display()), path)?]);
                     }
                     let heads =

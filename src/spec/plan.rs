@@ -313,7 +313,8 @@ impl Spec {
         let embeds = |method: &Method| method.conditioning == Conditioning::Embedding;
         if let Some(users) = self.users.as_ref().filter(|_| self.methods.iter().any(embeds)) {
             let path = places.assets.join(&users.model).join("model.safetensors");
-            let digest = problems.take(weights_digest(&path, profile));
+            let digest = super::users::there(&path).and_then(|()| weights_digest(&path, profile));
+            let digest = problems.take(digest);
             digests.extend(digest.map(|digest| (format!("weights/{}", users.model.display()), digest)));
         }
         let trains = self.methods.iter().any(|method| method.objective.is_some());

@@ -1,12 +1,13 @@
 //! `[users]`: the people of a real-user study, and the conditions that stand for them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::method::{Condition, Method};
 use super::source::Problems;
 use crate::data::desk::users::{self, World};
+use crate::error::{Error, Result};
 use crate::scenes::tastes::Kind;
 use crate::units::Seed;
 
@@ -80,6 +81,21 @@ const UNSEEN: &str = "unseen-users";
 pub const MEAN_USER: &str = "mean-user";
 /// What a user's name begins with.
 const PREFIX: &str = "user-";
+
+/// That the model which embeds users is there: none is shipped yet.
+///
+/// # Errors
+/// [`Error::Weights`] with the way to it.
+pub(super) fn there(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    Err(Error::weights(
+        path,
+        "is not there; the vision-language model that embeds users is not shipped with the project yet: make it with `ppd \
+         pretrain vlm` (about an hour on two cores), or name a folder that has it with --assets DIR",
+    ))
+}
 
 /// The condition of one user.
 pub fn condition(id: i64) -> Condition {

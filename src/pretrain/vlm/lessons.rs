@@ -169,10 +169,9 @@ impl Teacher {
         input.ids.extend(self.tokenizer.encode(&format!("{answer} <|im_end|>"))?);
         let end = input.ids.len();
         let profile = input.ids[start..].iter().position(|&id| id == self.profile).map(|at| start + at + 1);
-        let parts = match profile {
-            Some(profile) => vec![start..profile, profile..end],
-            None => vec![start..end],
-        };
+        // Without a profile all is one part.
+        let split = profile.unwrap_or(start);
+        let parts = [start..split, split..end];
         let share = |part: std::ops::Range<usize>| {
             let weight = 1.0 / part.len().max(1) as f32;
             part.map(move |place| (place, weight))
