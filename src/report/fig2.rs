@@ -18,6 +18,9 @@ use crate::spec::identify::{Claim, Features, Method, RANK, Separation, rank_by, 
 use crate::stats::contrast::holm;
 use crate::stats::{Clusters, Direction, Estimate, Inference, Rule, Verdict};
 
+/// The paper's own setting: its groups are random ones, of users with topics of their own.
+const PAPERS: (World, Separation) = (World::Topics, Separation::Random);
+
 /// What the finished cells of a study say.
 #[derive(Debug)]
 pub struct Found<'a> {
@@ -309,7 +312,7 @@ fn draw_curves(found: &Found, curves: &[Curve]) -> Scene {
         }
     }
     let paper = Look { color: Color::INK, ..Look::nth(3) }.opened();
-    if !study.published.is_empty() {
+    if !study.published.is_empty() && settings(study).any(|setting| setting == PAPERS) {
         entries.push((paper, "the paper".into()));
     }
     let ranks: Vec<f64> = study.ranks.iter().map(|&rank| rank as f64).collect();
@@ -351,8 +354,7 @@ fn draw_curves(found: &Found, curves: &[Curve]) -> Scene {
             }
             path.for_each(|at| scene.marker(at, 1.8, curve.look));
         }
-        // The paper's groups are random ones, of users with topics of their own.
-        if setting == (World::Topics, Separation::Random) {
+        if setting == PAPERS {
             for published in &study.published {
                 scene.marker(panel.at(published.rank as f64, 100.0 * published.accuracy), 2.2, paper);
             }
