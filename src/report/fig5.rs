@@ -211,7 +211,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
 /// against the base.
 fn comparisons(people: &People, hero: &Method) -> Result<Vec<Compared>> {
     let design = &people.study.design;
-    let base = design.first(&Role::Base).map(|base| base.name.clone());
+    let base = design.first(&Role::Base);
     let mut asked: Vec<(String, String, Over)> = Vec::new();
     for rival in design.methods.iter().filter(|method| method.name != hero.name) {
         asked.push((
@@ -225,11 +225,11 @@ fn comparisons(people: &People, hero: &Method) -> Result<Vec<Compared>> {
     }
     for other in design.methods.iter().filter(|method| method.name != hero.name && method.role != Role::Base)
     {
-        if let Some(base) = &base {
+        if let Some(base) = base {
             asked.push((
-                format!("{} over {base}", other.label),
+                format!("{} over {}", other.label, base.label),
                 other.name.clone(),
-                Over::Method(base.clone()),
+                Over::Method(base.name.clone()),
             ));
         }
     }
