@@ -67,7 +67,7 @@ pub fn write(rows: &[Row]) -> Result<String> {
     String::from_utf8(bytes).map_err(|fault| Error::Judge(fault.to_string()))
 }
 
-/// The rows of a table that [`write`] wrote; `origin` names it in messages.
+/// The rows of a table that [`write()`] wrote; `origin` names it in messages.
 ///
 /// # Errors
 /// [`Error::Data`] with the row that is none.
