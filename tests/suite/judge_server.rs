@@ -104,8 +104,10 @@ impl Server {
         self.log.lock().unwrap().clone()
     }
 
+    /// Starts a new log; requests that still hang, because their client has gone, stay counted as active.
     pub fn forget(&self) {
-        *self.log.lock().unwrap() = Log::default();
+        let mut log = self.log.lock().unwrap();
+        *log = Log { active: log.active, ..Log::default() };
     }
 
     pub fn behave(&self, behaviour: Behaviour) {
