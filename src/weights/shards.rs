@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use super::Weights;
 use crate::error::{Error, Result};
@@ -14,7 +15,37 @@ const INDICES: [&str; 2] = [".safetensors.index.json", ".bin.index.json"];
 
 #[derive(Deserialize)]
 struct Index {
-    weight_map: BTreeMap<String, String>,
+    weight_map: Map,
+}
+
+/// The file of each tensor, every tensor being named once.
+struct Map(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Map {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entries;
+        impl<'de> Visitor<'de> for Entries {
+            type Value = Map;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object from tensors to files")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Map, A::Error> {
+                let mut map = BTreeMap::new();
+                while let Some((tensor, file)) = entries.next_entry::<String, String>()? {
+                    if let Some(other) = map.insert(tensor.clone(), file) {
+                        return Err(A::Error::custom(format!(
+                            "it names `{tensor}` twice, in {other} and in {}",
+                            map[&tensor]
+                        )));
+                    }
+                }
+                Ok(Map(map))
+            }
+        }
+        deserializer.deserialize_map(Entries)
+    }
 }
 
 /// The open files, and for each tensor the number of its file.
@@ -33,16 +64,17 @@ impl Shards {
     /// Opens every file that the index names; none is read before a tensor is asked for.
     ///
     /// # Errors
-    /// Where the index cannot be read, a file is missing or damaged, or a file lacks a tensor that the index promises.
+    /// Where the index cannot be read or names a tensor twice, a file is missing or damaged, a file lacks a tensor that the
+    /// index promises, or two hold it.
     pub fn open(index: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(index).map_err(Error::io("read", index))?;
         let broken = |fault: String| Error::weights(index, format!("{fault}; fetch the repository again"));
-        let parsed: Index = serde_json::from_str(&text)
+        let Index { weight_map: Map(map) } = serde_json::from_str(&text)
             .map_err(|fault| broken(format!("not an index of weight files ({fault})")))?;
         let mut numbers: BTreeMap<&str, usize> = BTreeMap::new();
         let mut files = Vec::new();
         let mut of = BTreeMap::new();
-        for (tensor, name) in &parsed.weight_map {
+        for (tensor, name) in &map {
             let number = match numbers.get(name.as_str()) {
                 Some(number) => *number,
                 None => {
@@ -59,6 +91,18 @@ impl Shards {
                 )));
             }
             of.insert(tensor.clone(), number);
+        }
+        // A tensor that lies in two of the files has two values, and readers differ in which they take.
+        for (tensor, &number) in &of {
+            if let Some(other) =
+                (0..files.len()).find(|other| *other != number && files[*other].shape(tensor).is_some())
+            {
+                let (other, name) = (files[other].path(), &map[tensor]);
+                return Err(broken(format!(
+                    "the tensor `{tensor}` lies in {name} and in {}",
+                    other.display()
+                )));
+            }
         }
         match files.is_empty() {
             true => Err(broken("it names no tensors".into())),
@@ -140,10 +184,14 @@ mod tests {
     fn what_is_missing_is_named() {
         let folder = tempfile::tempdir().unwrap();
         shard(folder.path(), "one.safetensors", &[("a", 1.0)]);
+        shard(folder.path(), "three.safetensors", &[("a", 1.0), ("c", 2.0)]);
         for (map, part) in [
             (r#"{"a": "two.safetensors"}"#, "two.safetensors"),
             (r#"{"b": "one.safetensors"}"#, "`b`"),
             (r#"{"a": "../one.safetensors"}"#, "../one.safetensors"),
+            (r#"{"a": "/tmp/one.safetensors"}"#, "beside the index"),
+            (r#"{"a": "one.safetensors", "a": "two.safetensors"}"#, "`a` twice"),
+            (r#"{"a": "one.safetensors", "c": "three.safetensors"}"#, "lies in one.safetensors and in"),
             ("{}", "no tensors"),
             ("7", "not an index"),
         ] {

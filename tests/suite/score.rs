@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use base64::Engine as _;
 use candle_core::{DType, Device};
 use ppd::models::tokenizer::Tokenizer;
 use ppd::pixels::{Filter, Image};
@@ -201,6 +202,54 @@ fn what_cannot_be_read_is_named_by_row_or_left_out_and_counted() {
 }
 
 #[test]
+fn pictures_of_odd_kinds_are_scored_or_refused_with_the_reason() {
+    let root = checkpoints();
+    let (odd, frames) = (root.path().join("odd"), [[9u8; 27], [90; 27]]);
+    std::fs::create_dir(&odd).unwrap();
+    // Ink, sixteen bits of colour, and opacity of sixteen bits are pictures to Pillow too.
+    let known: BTreeMap<String, serde_json::Value> = json(fixture("pictures/pillow.json"));
+    for (case, file) in
+        [("jpeg ink False", "a-ink.jpg"), ("png rgb 16", "b-wide.png"), ("png rgba 16", "c-opacity.png")]
+    {
+        let bytes = base64::engine::general_purpose::STANDARD.decode(known[case]["bytes"].as_str().unwrap());
+        std::fs::write(odd.join(file), bytes.unwrap()).unwrap();
+    }
+    let mut animation = png::Encoder::new(std::fs::File::create(odd.join("d-animation.png")).unwrap(), 3, 3);
+    animation.set_color(png::ColorType::Rgb);
+    animation.set_animated(2, 0).unwrap();
+    let mut animation = animation.write_header().unwrap();
+    frames.iter().for_each(|frame| animation.write_image_data(frame).unwrap());
+    animation.finish().unwrap();
+    std::fs::write(odd.join("e-animation.gif"), b"GIF89a\x03\0\x03\0\0\0\0\x3b").unwrap();
+    let mut grey = png::Encoder::new(std::fs::File::create(odd.join("f-grey.png")).unwrap(), 3, 3);
+    grey.set_color(png::ColorType::Grayscale);
+    grey.set_depth(png::BitDepth::Sixteen);
+    grey.write_header().unwrap().write_image_data(&[0x12; 18]).unwrap();
+    std::fs::write(odd.join("g-nothing.jpg"), b"").unwrap();
+    let ink = std::fs::read(odd.join("a-ink.jpg")).unwrap();
+    std::fs::write(odd.join("h-cut.jpg"), &ink[..ink.len() * 3 / 4]).unwrap();
+    std::fs::write(root.path().join("prompts.txt"), "a red circle\n".repeat(8)).unwrap();
+    let arguments = ["score", "--reward", "clip", "--weights", "open_clip", "--images", "odd"];
+    let more = ["--prompts", "prompts.txt", "--out", "s.csv", "--device", "cpu", "--skip-unreadable"];
+    let (code, _, err) = ppd(root.path(), &[&arguments[..], &more].concat());
+    assert_eq!(code, 0, "{err}");
+    let table = rows(&std::fs::read_to_string(root.path().join("s.csv")).unwrap());
+    let scored: Vec<&str> = table.iter().map(|row| &*row["image"]).collect();
+    assert_eq!(scored, ["a-ink.jpg", "b-wide.png", "c-opacity.png"]);
+    for (row, file, reason) in [
+        (4, "d-animation.png", "animated"),
+        (5, "e-animation.gif", "got Gif"),
+        (6, "f-grey.png", "16-bit grey"),
+        (7, "g-nothing.jpg", "0 bytes"),
+        (8, "h-cut.jpg", "cut short"),
+    ] {
+        let line = err.lines().find(|line| line.contains(&format!("row {row} left out")));
+        assert!(line.is_some_and(|line| line.contains(file) && line.contains(reason)), "{file}: {err}");
+    }
+    assert!(err.contains("5 of 8 pictures"), "{err}");
+}
+
+#[test]
 fn a_command_that_lacks_something_says_what() {
     let root = checkpoints();
     let at = |path: &str| root.path().join(path);
@@ -285,6 +334,35 @@ fn a_nested_state_dict_is_read_from_a_pickle_whatever_its_strides() {
     assert_eq!(read("part"), (vec![2, 2], vec![6.0, 7.0, 10.0, 11.0]));
     assert_eq!(read("count"), (vec![], vec![7.0]));
     assert_eq!(read("weight").1[11], 22.0);
+}
+
+#[test]
+fn pickles_in_several_files_are_read_by_their_index() {
+    let root = tempfile::tempdir().unwrap();
+    let part = root.path().join("pytorch_model-00001-of-00001.bin");
+    std::fs::copy(fixture("pickles/nested.pt"), &part).unwrap();
+    let whole = Weights::open(&part).unwrap();
+    let index = |name: &str| {
+        let map: BTreeMap<&str, &str> = whole.names().into_iter().map(|tensor| (tensor, name)).collect();
+        let path = root.path().join("pytorch_model.bin.index.json");
+        std::fs::write(&path, serde_json::json!({"weight_map": map}).to_string()).unwrap();
+        Weights::open(path)
+    };
+    let read = |weights: &Weights, name: &str| {
+        let tensor = weights.read(name, DType::F32, &Device::Cpu).unwrap();
+        tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let opened = index("pytorch_model-00001-of-00001.bin").unwrap();
+    assert_eq!(opened.names(), whole.names());
+    for name in whole.names() {
+        assert_eq!(read(&opened, name), read(&whole, name));
+    }
+    for (name, part) in
+        [("pytorch_model-00002-of-00002.bin", "00002-of-00002"), ("../x.bin", "beside the index")]
+    {
+        let message = index(name).unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    }
 }
 
 #[test]
