@@ -4,7 +4,8 @@
 //! A group is `shots` of a user's pairs. Heads learn from some groups of every user which user a group belongs to, and are
 //! asked about others. What this module does not do: train the model that embeds, or say how good a rank is.
 
-use std::collections::BTreeMap;
+mod knowledge;
+
 use std::path::Path;
 
 use candle_core::Device;
@@ -25,6 +26,8 @@ use crate::scenes::talk;
 use crate::scenes::tastes::{self, Kind, Taste, Tastes};
 use crate::spec::identify::{Cell, Choices, Features, Identification, RANK, Separation, rank_by};
 use crate::units::Digest;
+
+use knowledge::Scores;
 
 /// Of 256 captions, how many are kept for asked groups where these share none with learned ones.
 const ASKED_CAPTIONS: u8 = 64;
@@ -60,15 +63,15 @@ pub struct Cut {
     pub asked: Vec<Group>,
 }
 
-/// The true user's rank for one asked group, by each score's name.
+/// What is said of one asked group.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Ranked {
+pub struct Answered {
     /// The user's number.
     pub user: usize,
     /// The place among the user's asked groups.
     pub group: usize,
-    /// The ranks.
-    pub ranks: BTreeMap<String, f64>,
+    /// The true user's rank by each head, and what the features know of her.
+    pub scores: Scores,
 }
 
 impl<'a> Identifier<'a> {
@@ -136,48 +139,59 @@ impl<'a> Identifier<'a> {
         Ok(cut)
     }
 
-    /// The rank of the true user for each asked group of a cell.
+    /// What the features of a cell say of each asked group.
     ///
     /// # Errors
     /// Where a model is missing or damaged, and where the work is to stop.
-    pub fn ranks(&self, cell: &Cell, progress: &Progress) -> Result<Vec<Ranked>> {
+    pub fn answers(&self, cell: &Cell, progress: &Progress) -> Result<Vec<Answered>> {
         let cut = self.cut(cell.world, cell.separation)?;
-        let mut scores: Vec<(String, Vec<f64>)> = Vec::new();
-        match &cell.method.features {
-            Features::KnownUtilities => {
-                scores.push((RANK.to_owned(), self.known(&cut.asked, cell.world, cell.separation)));
+        let rows = match &cell.method.features {
+            Features::KnownUtilities => None,
+            Features::ClipDifference { model } => Some(self.differences(&cut, &self.assets.join(model))?),
+            Features::Embedding { choices, layer } => {
+                Some(self.embeddings(&cut, *choices, *layer, progress)?)
             }
-            learnable => {
-                let (learned, asked) = match learnable {
-                    Features::ClipDifference { model } => self.differences(&cut, &self.assets.join(model))?,
-                    Features::Embedding { choices, layer } => {
-                        self.embeddings(&cut, *choices, *layer, progress)?
-                    }
-                    Features::KnownUtilities => unreachable!("matched above"),
-                };
-                let examples = |groups: &[Group], features| Examples {
-                    features,
-                    classes: groups.iter().map(|group| group.user).collect(),
-                };
-                let (learned, asked) = (examples(&cut.learned, learned), examples(&cut.asked, asked));
-                progress.begin("heads", self.study.heads.len());
-                let ranks = self.workers.map(&self.study.heads, |_, head| {
-                    let ranks = classify::ranks(head, self.study.users.count, &learned, &asked);
-                    progress.advance(1);
-                    ranks
-                });
-                for (head, ranks) in self.study.heads.iter().zip(ranks) {
-                    scores.push((rank_by(head.head), ranks?));
-                }
+        };
+        let mut answers: Vec<Scores> = match (&self.study.knowledge, &rows) {
+            (None, _) => vec![Scores::new(); cut.asked.len()],
+            (Some(settings), None) => self.knowable(settings, &cut),
+            (Some(settings), Some((learned, asked))) => self.knowledge(settings, &cut, (learned, asked))?,
+        };
+        let ranks = match rows {
+            None => vec![(RANK.to_owned(), self.known(&cut.asked, cell.world, cell.separation))],
+            Some(rows) => self.by_heads(&cut, rows, progress)?,
+        };
+        for (name, ranks) in ranks {
+            for (answer, rank) in answers.iter_mut().zip(ranks) {
+                answer.insert(name.clone(), rank);
             }
         }
         let asked = self.study.groups.asked;
-        let ranked = cut.asked.iter().enumerate().map(|(at, group)| Ranked {
-            user: group.user,
-            group: at % asked,
-            ranks: scores.iter().map(|(name, ranks)| (name.clone(), ranks[at])).collect(),
+        let answered = answers.into_iter().zip(&cut.asked).enumerate();
+        Ok(answered
+            .map(|(at, (scores, group))| Answered { user: group.user, group: at % asked, scores })
+            .collect())
+    }
+
+    /// The ranks by each head, of features of the learned and of the asked groups.
+    fn by_heads(
+        &self,
+        cut: &Cut,
+        (learned, asked): (Rows, Rows),
+        progress: &Progress,
+    ) -> Result<Vec<(String, Vec<f64>)>> {
+        let examples = |groups: &[Group], features| Examples {
+            features,
+            classes: groups.iter().map(|group| group.user).collect(),
+        };
+        let (learned, asked) = (examples(&cut.learned, learned), examples(&cut.asked, asked));
+        progress.begin("heads", self.study.heads.len());
+        let ranks = self.workers.map(&self.study.heads, |_, head| {
+            let ranks = classify::ranks(head, self.study.users.count, &learned, &asked);
+            progress.advance(1);
+            Ok((rank_by(head.head), ranks?))
         });
-        Ok(ranked.collect())
+        ranks.into_iter().collect()
     }
 
     /// What is known of all users says, by Bayes' rule from equal odds, of each group: the rank of its own user.
@@ -294,6 +308,7 @@ mod tests {
     use crate::image::{Format, encode};
     use crate::pretrain::vlm::{self, VlmConfig};
     use crate::scenes::{Split, render, sample_scene, style::Style};
+    use crate::spec::identify::{Knowledge, score};
     use crate::spec::{Places, Request};
     use crate::units::Seed;
 
@@ -357,6 +372,56 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_of_a_taste_foresees_choices_and_what_says_nothing_does_not() {
+        let study = study(&["users.count=40", "users.pairs_per_user=40", "groups.asked=3"]);
+        // Few users need more passes.
+        let settings = Knowledge { epochs: 100, ..study.knowledge.clone().unwrap() };
+        let (pairs, workers) = (pairs(200), Workers::new(1).unwrap());
+        let nowhere = Path::new("nowhere");
+        let identifier = Identifier::new(&study, &pairs, (nowhere, nowhere), &workers).unwrap();
+        let cut = identifier.cut(World::Shared, Separation::Random).unwrap();
+        let mean = |scores: &[Scores], name: &str| {
+            scores.iter().map(|one| one[name]).sum::<f64>() / scores.len() as f64
+        };
+        let explained = |scores: &[Scores]| {
+            let [utilities, between] = [
+                (score::UTILITIES_ERROR, score::UTILITIES_SPREAD),
+                (score::BETWEEN_ERROR, score::BETWEEN_SPREAD),
+            ]
+            .map(|(error, spread)| 1.0 - mean(scores, error) / mean(scores, spread));
+            (utilities, between)
+        };
+        // The true weights as features, and numbers that say nothing.
+        let rows = |tells: bool| {
+            let mut draw = stream(Seed::new(3), "knowledge test", 0);
+            let mut of = |groups: &[Group]| -> Rows {
+                let row = |group: &Group| {
+                    let weights = identifier.tastes.user(Kind::Seen, group.user as u64).weights;
+                    weights.iter().map(|w| if tells { *w as f32 } else { draw.normal() as f32 }).collect()
+                };
+                groups.iter().map(row).collect()
+            };
+            (of(&cut.learned), of(&cut.asked))
+        };
+        let know = |tells| {
+            let (learned, asked) = rows(tells);
+            identifier.knowledge(&settings, &cut, (&learned, &asked)).unwrap()
+        };
+        let (all, nothing, bayes) = (know(true), know(false), identifier.knowable(&settings, &cut));
+        // 960 choices: a standard error of 1.6 points, and somewhat more as users share theirs.
+        let gain = |scores: &[Scores]| mean(scores, score::CHOICE_OWN) - mean(scores, score::CHOICE_SHUFFLED);
+        assert!(gain(&all) > 0.12, "{}", gain(&all));
+        assert!(gain(&nothing).abs() < 0.08, "{}", gain(&nothing));
+        assert!(gain(&bayes) > 0.03 && gain(&bayes) < gain(&all), "{}", gain(&bayes));
+        assert!(mean(&all, score::CHOICE_OWN) > mean(&bayes, score::CHOICE_OWN));
+        let ((all, between), (nothing, _), (known, _)) =
+            (explained(&all), explained(&nothing), explained(&bayes));
+        assert!(all > 0.9 && between > 0.9, "{all} {between}");
+        assert!(nothing < 0.1, "{nothing}");
+        assert!((0.1..0.7).contains(&known), "{known}");
+    }
+
+    #[test]
     fn a_cell_gives_every_asked_group_a_rank_and_embeds_once() {
         let folder = tempfile::tempdir().unwrap();
         let (assets, cache) = (folder.path().join("assets"), folder.path().join("cache"));
@@ -364,7 +429,13 @@ mod tests {
         std::fs::create_dir_all(&model).unwrap();
         std::fs::write(assets.join("desk/pairs.parquet"), b"stands for the pairs").unwrap();
         vlm::run(&VlmConfig::smoke(), &[], &model, 1, &mut |_| true).unwrap();
-        let study = study(&["users.count=5", "ranks=[1, 2]", "embedding.max_new_tokens=3", "heads=[]"]);
+        let study = study(&[
+            "users.count=5",
+            "ranks=[1, 2]",
+            "embedding.max_new_tokens=3",
+            "heads=[]",
+            "knowledge.folds=2",
+        ]);
         let places = Places {
             results: folder.path().join("results"),
             figures: folder.path().join("figures"),
@@ -383,9 +454,14 @@ mod tests {
         let (pairs, workers) = (pairs(60), Workers::new(1).unwrap());
         let identifier = Identifier::new(&study, &pairs, (&assets, &cache), &workers).unwrap();
         for cell in &cells {
-            let ranked = identifier.ranks(cell, &Progress::silent()).unwrap();
-            assert_eq!(ranked.len(), 5);
-            assert!(ranked.iter().all(|one| one.ranks.keys().eq(&cell.scores(&study))), "{ranked:?}");
+            let answered = identifier.answers(cell, &Progress::silent()).unwrap();
+            assert_eq!(answered.len(), 5 * study.groups.asked);
+            for one in &answered {
+                let mut wanted = cell.scores(&study);
+                wanted.sort();
+                assert!(one.scores.keys().eq(&wanted), "{one:?}");
+                assert!(one.scores.values().all(|score| score.is_finite()), "{one:?}");
+            }
         }
         // Own choices with all their layers, and those by a coin.
         let stored = std::fs::read_dir(cache.join("user-embeddings")).unwrap().count();

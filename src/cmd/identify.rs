@@ -2,7 +2,7 @@
 
 use super::{Global, Verdict, progress, terminal};
 use crate::data::pick_a_pic::{self, Columns};
-use crate::identify::{Identifier, Ranked};
+use crate::identify::{Answered, Identifier};
 use crate::launch::Session;
 use crate::nn::workers::Workers;
 use crate::record::{Header, Key, Recorder, Row, SCHEMA};
@@ -33,8 +33,8 @@ pub(super) fn run(global: &Global, study: &str) -> anyhow::Result<Verdict> {
         let identifier = Identifier::new(&study, &pairs, (&places.assets, &places.cache), &workers)?;
         for cell in pending {
             progress.enter(&cell.row_method());
-            let ranked = identifier.ranks(cell, &progress)?;
-            record(&study, cell, &session, &ranked)?;
+            let answered = identifier.answers(cell, &progress)?;
+            record(&study, cell, &session, &answered)?;
         }
     }
     terminal::say(
@@ -49,7 +49,12 @@ pub(super) fn run(global: &Global, study: &str) -> anyhow::Result<Verdict> {
 }
 
 /// Leaves a cell's complete record.
-fn record(study: &Identification, cell: &Cell, session: &Session, ranked: &[Ranked]) -> anyhow::Result<()> {
+fn record(
+    study: &Identification,
+    cell: &Cell,
+    session: &Session,
+    answered: &[Answered],
+) -> anyhow::Result<()> {
     let mut digests = cell.digests.clone();
     digests.extend(session.binary.clone().map(|digest| ("binary".to_owned(), digest)));
     let header = Header {
@@ -65,7 +70,7 @@ fn record(study: &Identification, cell: &Cell, session: &Session, ranked: &[Rank
         ..Header::default()
     };
     let mut recorder = Recorder::open(&cell.folder, header)?;
-    for one in ranked {
+    for one in answered {
         let condition = format!("user-{}", one.user);
         let key = Key::new(&cell.row_method(), &condition, 0, one.group as u32, NO_NOISE);
         if recorder.has(&key) {
@@ -77,7 +82,7 @@ fn record(study: &Identification, cell: &Cell, session: &Session, ranked: &[Rank
             train_seed: 0,
             prompt: one.group as u32,
             noise_seed: NO_NOISE,
-            scores: one.ranks.clone(),
+            scores: one.scores.clone(),
             failure: None,
         })?;
     }

@@ -164,7 +164,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
                 _ => VlmConfig::judge(),
             };
             config.optimisation.steps = steps(config.optimisation.steps);
-            let total = config.optimisation.steps;
+            let total = config.tower.steps + config.optimisation.steps;
             let pairs = pick_a_pic::read(global.assets.join("desk/pairs.parquet"), Columns::All)?;
             let samples: Vec<_> =
                 pairs.iter().filter(|pair| Use::of(&pair.caption) == Use::Language).collect();

@@ -201,7 +201,9 @@ impl Courier<'_> {
     ) -> Result<Answer> {
         let failed = |reason: String| Ok(Answer::of(Outcome::TransportError { reason }));
         let longest = Duration::from_secs_f64(self.limits.longest_wait_seconds);
-        for number in 1.. {
+        let mut number = 0;
+        loop {
+            number += 1;
             if let Some(reason) = self.stopped.lock().unwrap_or_else(PoisonError::into_inner).clone() {
                 return failed(reason);
             }
@@ -245,7 +247,6 @@ impl Courier<'_> {
                 }
             }
         }
-        unreachable!("the last attempt returns")
     }
 }
 

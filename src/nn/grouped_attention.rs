@@ -5,7 +5,7 @@
 
 use candle_core::{D, DType};
 
-use super::softmax::{Softmax, softmax_causal};
+use super::softmax::{Softmax, softmax_backward, softmax_causal};
 use super::*;
 
 /// Which of the keys belong to which sample, and how the heads share them.
@@ -32,10 +32,6 @@ pub struct Keys {
 pub fn grouped_attention(queries: &Tensor, keys: &Tensor, values: &Tensor, layout: &Keys) -> TensorResult {
     let op = GroupedAttention(layout.clone());
     op.shape([queries.dims(), keys.dims(), values.dims()])?;
-    // What trains goes through operations that have gradients.
-    if [queries, keys, values].iter().any(|xs| xs.track_op()) {
-        return op.compose(&[queries, keys, values]);
-    }
     let mixed = op::apply(op, &[queries, keys, values])?;
     match mixed.rank() {
         3 => Ok(mixed),
@@ -44,6 +40,7 @@ pub fn grouped_attention(queries: &Tensor, keys: &Tensor, values: &Tensor, layou
 }
 
 /// Gives (B, heads, N, d) on the CPU, so that each thread owns whole heads.
+#[derive(Clone)]
 struct GroupedAttention(Keys);
 
 /// Queries of one head that are computed at once: their weights, over all keys, stay near the cache.
@@ -52,36 +49,78 @@ const BLOCK: usize = 128;
 /// The most weights that the composition holds at once, over all heads and samples.
 const WEIGHTS: usize = 1 << 27;
 
+/// One head of one sample: slices that start at its first element, and which columns it has.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    /// From query to query, and from key to key.
+    rows: (usize, usize),
+    depth: usize,
+    /// The column of the first query.
+    before: usize,
+    /// The sample's first column.
+    start: usize,
+    queries: usize,
+    /// Queries before the sample's start.
+    padding: usize,
+}
+
+impl<'a> Head<'a> {
+    /// Queries that are computed at once: the first one, how many, and how many keys the last of them sees.
+    fn blocks(self) -> impl Iterator<Item = (usize, usize, usize)> {
+        (self.padding..self.queries).step_by(BLOCK).map(move |first| {
+            let rows = BLOCK.min(self.queries - first);
+            (first, rows, self.before + first + rows - self.start)
+        })
+    }
+
+    /// The queries from `first` on.
+    fn queries(&self, first: usize) -> slice::Matrix<'a> {
+        slice::Matrix { data: &self.q[first * self.rows.0..], row: self.rows.0, column: 1 }
+    }
+
+    /// The sample's keys, or its values.
+    fn sources(&self, of: &'a [f32]) -> slice::Matrix<'a> {
+        slice::Matrix { data: &of[self.start * self.rows.1..], row: self.rows.1, column: 1 }
+    }
+
+    /// The attention weights of a block into `weights` (rows, keys).
+    fn weights(&self, (first, rows, keys): (usize, usize, usize), weights: &mut [f32]) {
+        let scale = 1.0 / (self.depth as f32).sqrt();
+        let keys_by_column = self.sources(self.k).transposed();
+        slice::gemm(
+            (rows, keys, self.depth),
+            weights,
+            keys,
+            false,
+            scale,
+            self.queries(first),
+            keys_by_column,
+        );
+        softmax_causal(weights, keys, keys - rows + 1);
+    }
+}
+
 impl GroupedAttention {
-    /// Head `h` of sample `b` into `out` (N, d).
-    fn head(&self, [q, k, v]: [&Argument; 3], (b, h): (usize, usize), out: &mut [f32], room: &mut Vec<f32>) {
+    /// Head `h` of sample `b`.
+    fn head<'a>(&self, [q, k, v]: [&'a Argument; 3], (b, h): (usize, usize)) -> Head<'a> {
         let Keys { num_heads, num_key_value_heads, filled, .. } = self.0;
         let (queries, width) = (q.dims[1], q.dims[2]);
         let (depth, shared) = (width / num_heads, k.dims[2]);
         let at = h / (num_heads / num_key_value_heads) * depth;
-        let (k, v) = (&k.sample(b)[at..], &v.sample(b)[at..]);
-        let q = &q.sample(b)[h * depth..];
-        // Columns of this call's queries, and of those the first that is no padding.
         let (before, start) = (filled - queries, self.0.starts[b]);
-        let padding = start.saturating_sub(before).min(queries);
-        for (i, out) in out.chunks_exact_mut(depth).take(padding).enumerate() {
-            out.copy_from_slice(&v[(before + i) * shared..][..depth]);
-        }
-        let scale = 1.0 / (depth as f32).sqrt();
-        let mut first = padding;
-        while first < queries {
-            let rows = BLOCK.min(queries - first);
-            let keys = before + first + rows - start;
-            room.resize(rows * keys, 0.0);
-            let weights = &mut room[..rows * keys];
-            let lhs = slice::Matrix { data: &q[first * width..], row: width, column: 1 };
-            let rhs = slice::Matrix { data: &k[start * shared..], row: 1, column: shared };
-            slice::gemm((rows, keys, depth), weights, keys, false, scale, lhs, rhs);
-            softmax_causal(weights, keys, keys - rows + 1);
-            let lhs = slice::Matrix { data: weights, row: keys, column: 1 };
-            let rhs = slice::Matrix { data: &v[start * shared..], row: shared, column: 1 };
-            slice::gemm((rows, depth, keys), &mut out[first * depth..], depth, false, 1.0, lhs, rhs);
-            first += rows;
+        Head {
+            q: &q.sample(b)[h * depth..],
+            k: &k.sample(b)[at..],
+            v: &v.sample(b)[at..],
+            rows: (width, shared),
+            depth,
+            before,
+            start,
+            queries,
+            padding: start.saturating_sub(before).min(queries),
         }
     }
 }
@@ -119,10 +158,46 @@ impl Fused for GroupedAttention {
         slice::by_rows(out, size, |first, out| {
             let mut room = Vec::new();
             for (i, out) in out.chunks_exact_mut(size).enumerate() {
-                let (b, h) = ((first + i) / heads, (first + i) % heads);
-                self.head([&q, &k, &v], (b, h), out, &mut room);
+                let head = self.head([&q, &k, &v], ((first + i) / heads, (first + i) % heads));
+                let (depth, shared) = (head.depth, head.rows.1);
+                for (i, out) in out.chunks_exact_mut(depth).take(head.padding).enumerate() {
+                    out.copy_from_slice(&head.v[(head.before + i) * shared..][..depth]);
+                }
+                for block in head.blocks() {
+                    let (first, rows, keys) = block;
+                    room.resize(rows * keys, 0.0);
+                    head.weights(block, &mut room);
+                    let weights = slice::Matrix { data: &room, row: keys, column: 1 };
+                    let out = &mut out[first * depth..];
+                    slice::gemm((rows, depth, keys), out, depth, false, 1.0, weights, head.sources(head.v));
+                }
             }
         });
+    }
+
+    fn gradients(
+        &self,
+        [q, k, v]: [&Tensor; ARGUMENTS],
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> TensorResult<Gradients> {
+        let Keys { num_heads, num_key_value_heads: shared, .. } = self.0;
+        let ((batch, queries, width), columns) = (q.dims3()?, k.dim(1)?);
+        let (depth, group) = (width / num_heads, num_heads / shared);
+        let all = op::backward(Backward(self.clone()), &[q, &Tensor::cat(&[k, v], 0)?, grad])?;
+        let of_queries = group * queries * depth;
+        let of_keys = |at: usize| {
+            let part = all.narrow(2, of_queries + at * columns * depth, columns * depth)?;
+            part.reshape((batch, shared, columns, depth))?.transpose(1, 2)?.reshape(k.shape())
+        };
+        Ok([
+            wanted(q, || {
+                let part = all.narrow(2, 0, of_queries)?.reshape((batch, num_heads, queries, depth))?;
+                part.transpose(1, 2)?.reshape(q.shape())
+            })?,
+            wanted(k, || of_keys(0))?,
+            wanted(v, || of_keys(1))?,
+        ])
     }
 
     /// Gives (B, N, heads·d), block of queries by block.
@@ -168,6 +243,73 @@ impl Fused for GroupedAttention {
             [one] => Ok(one.clone()),
             all => Tensor::cat(all, D::Minus2),
         }
+    }
+}
+
+/// (Q, [K; V] one after the other along the batch, the result's gradient) to the gradients of the heads that share keys, one
+/// group after the other: its queries', (heads, N, d), its keys' and its values', (M, d). The weights are made again.
+struct Backward(GroupedAttention);
+
+impl Fused for Backward {
+    const NAME: &'static str = "grouped-attention-backward";
+
+    fn shape(&self, [q, both, _]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
+        let Keys { num_heads, num_key_value_heads: shared, .. } = self.0.0;
+        let per_group = num_heads / shared * q[1] * (q[2] / num_heads) + 2 * both[1] * (q[2] / num_heads);
+        Ok((q[0], shared, per_group).into())
+    }
+
+    fn cpu(&self, [q, both, grad]: [Argument; ARGUMENTS], out: &mut [f32]) {
+        let Keys { num_heads, num_key_value_heads: shared, .. } = self.0.0;
+        let ([_, queries, width], columns) = ([q.dims[0], q.dims[1], q.dims[2]], both.dims[1]);
+        let (depth, group) = (width / num_heads, num_heads / shared);
+        let (k, v) = both.data.split_at(both.data.len() / 2);
+        let dims = [q.dims[0], columns, both.dims[2]];
+        let [k, v] = [k, v].map(|data| Argument { data: data.into(), dims: &dims, column: None });
+        let of_queries = group * queries * depth;
+        let size = of_queries + 2 * columns * depth;
+        slice::by_rows(out, size, |first, out| {
+            let mut room = [Vec::new(), Vec::new()];
+            for (i, out) in out.chunks_exact_mut(size).enumerate() {
+                let (b, s) = ((first + i) / shared, (first + i) % shared);
+                let (dq, dkv) = out.split_at_mut(of_queries);
+                let (dk, dv) = dkv.split_at_mut(columns * depth);
+                for (g, dq) in dq.chunks_exact_mut(queries * depth).enumerate() {
+                    let h = s * group + g;
+                    let dy = &grad.sample(b)[h * queries * depth..][..queries * depth];
+                    one_head(
+                        self.0.head([&q, &k, &v], (b, h)),
+                        dy,
+                        [&mut *dq, &mut *dk, &mut *dv],
+                        &mut room,
+                    );
+                }
+            }
+        });
+    }
+}
+
+/// Adds one head's part: `dy` and `dq` (N, d), `dk` and `dv` (M, d).
+fn one_head(head: Head, dy: &[f32], [dq, dk, dv]: [&mut [f32]; 3], [weights, ds]: &mut [Vec<f32>; 2]) {
+    let depth = head.depth;
+    // What is padding saw its own value.
+    let own = dv[head.before * depth..].iter_mut().zip(&dy[..head.padding * depth]);
+    own.for_each(|(dv, dy)| *dv += dy);
+    let at = head.start * depth;
+    for block in head.blocks() {
+        let (first, rows, keys) = block;
+        weights.resize(rows * keys, 0.0);
+        ds.resize(rows * keys, 0.0);
+        head.weights(block, weights);
+        let dy = slice::Matrix { data: &dy[first * depth..], row: depth, column: 1 };
+        slice::gemm((rows, keys, depth), ds, keys, false, 1.0, dy, head.sources(head.v).transposed());
+        softmax_backward(ds, weights, (keys, keys), 1.0 / (depth as f32).sqrt());
+        let by_row = |data| slice::Matrix { data, row: keys, column: 1 };
+        let out = &mut dq[first * depth..];
+        slice::gemm((rows, depth, keys), out, depth, false, 1.0, by_row(ds), head.sources(head.k));
+        let by_column = |data| by_row(data).transposed();
+        slice::gemm((keys, depth, rows), &mut dk[at..], depth, true, 1.0, by_column(ds), head.queries(first));
+        slice::gemm((keys, depth, rows), &mut dv[at..], depth, true, 1.0, by_column(weights), dy);
     }
 }
 
@@ -217,12 +359,15 @@ mod tests {
 
     #[test]
     fn its_gradients_are_those_of_double_precision() {
-        let [q, k, v] = [([2, 5, 24], 0), ([2, 5, 8], 1), ([2, 5, 8], 2)]
-            .map(|(shape, index)| var(&Device::Cpu, &shape, index));
-        let layout = layout(&[0, 2], 5);
-        let ours = grouped_attention(&q, &k, &v, &layout).unwrap();
-        let theirs = grouped_attention(&double(&q), &double(&k), &double(&v), &layout).unwrap();
-        same(&ours, &theirs.to_dtype(DType::F32).unwrap(), &[&q, &k, &v], 5e-6);
+        // One block of queries, two, and keys of earlier calls.
+        for (queries, columns, filled) in [(5, 5, 5), (150, 150, 150), (3, 9, 7)] {
+            let [q, k, v] = [([2, queries, 24], 0), ([2, columns, 8], 1), ([2, columns, 8], 2)]
+                .map(|(shape, index)| var(&Device::Cpu, &shape, index));
+            let layout = layout(&[0, filled - 2], filled);
+            let ours = grouped_attention(&q, &k, &v, &layout).unwrap();
+            let theirs = grouped_attention(&double(&q), &double(&k), &double(&v), &layout).unwrap();
+            same(&ours, &theirs.to_dtype(DType::F32).unwrap(), &[&q, &k, &v], 5e-6);
+        }
     }
 
     #[test]

@@ -201,7 +201,7 @@ pub fn rank<T: PartialOrd + Copy>(values: &[T], own: usize) -> f64 {
 }
 
 /// The mean and the standard deviation of each feature; a feature that never varies keeps a deviation of 1.
-fn moments(rows: &[Vec<f32>], width: usize) -> (Vec<f32>, Vec<f32>) {
+pub(crate) fn moments(rows: &[Vec<f32>], width: usize) -> (Vec<f32>, Vec<f32>) {
     let count = rows.len() as f64;
     let (mut mean, mut deviation) = (vec![0f32; width], vec![1f32; width]);
     for k in 0..width {

@@ -2,11 +2,16 @@
 //! templated language to describe an image, to say how two differ, to sum up a taste from pairs, and to foresee a choice.
 //!
 //! It is taught the very task that PPD asks of it, so it shows the mechanism, and nothing of what the features of an
-//! off-the-shelf model hold. What it learns from: renders, samples of the base for captions that no user study draws on,
-//! and users of seeds of its own, never from the cluster that is kept for unseen users.
+//! off-the-shelf model hold. What it learns from: renders and samples of the base, both for captions that no
+//! user study draws on, and users of seeds of its own, never from the cluster that is kept for unseen users.
+//!
+//! The image tower learns to measure pictures first. Then come lessons in stages, about pictures before people. What a
+//! lesson says of a taste is what Bayes' rule makes of the choices shown, over the population.
 
+mod evaluation;
 mod lessons;
 mod repository;
+mod tower;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,20 +25,19 @@ use crate::data::Preference;
 use crate::data::desk::users::Shown;
 use crate::embed::Template;
 use crate::error::{Error, Result};
-use crate::models::llava_onevision::{
-    ChatTemplate, ChatTokenizer, ImageProcessor, Input, Layout, LlavaOnevision, Message,
-};
-use crate::pixels::Image;
+use crate::models::llava_onevision::{ChatTemplate, ChatTokenizer, ImageProcessor, LlavaOnevision};
 use crate::rng::{Stream, stream};
+use crate::scenes::belief::Prior;
 use crate::scenes::population::SAMPLES;
-use crate::scenes::tastes::{self, FEATURES, Taste, Tastes};
+use crate::scenes::tastes::{self, Kind, Tastes};
 use crate::scenes::{Split, talk};
 use crate::units::Seed;
 use crate::vlm::Vlm;
 use crate::weights::{self, Trainable};
 
+use evaluation::evaluate;
 pub use lessons::Subject;
-use lessons::{ANSWERS, any_user, asked, describing, loss, preferring, rendered};
+use lessons::{ANSWERS, loss, rendered};
 pub use repository::Sizes;
 
 /// The recipe of a desk vision-language model.
@@ -48,21 +52,43 @@ pub struct VlmConfig {
     pub renders: usize,
     /// How often pictures are the base's samples.
     pub samples: f64,
-    /// How often each subject is taught at the beginning.
-    pub first: [f64; 4],
-    /// How often each subject is taught from [`VlmConfig::later_from`] on.
-    pub later: [f64; 4],
-    /// The share of the steps after which the later shares hold.
-    pub later_from: f64,
+    /// What is taught when, in order.
+    pub stages: Vec<Stage>,
     /// The number of a user's pairs is drawn from these.
     pub shots: Vec<usize>,
+    /// Users whose tastes stand for the population where a lesson says what choices tell.
+    pub known_users: usize,
+    /// Length and speed of the image tower's own training, which comes first.
+    pub tower: Optimisation,
     /// Length and speed.
     pub optimisation: Optimisation,
+}
+
+/// A part of the training.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stage {
+    /// The share of the steps after which it begins.
+    pub from: f64,
+    /// How often each of [`Subject::ALL`] is taught.
+    pub subjects: [f64; 4],
 }
 
 impl VlmConfig {
     /// The model that embeds users.
     pub fn embedder() -> Self {
+        let optimisation = Optimisation {
+            steps: 12_000,
+            micro_batches: 2,
+            micro_batch: 16,
+            learning_rate: 2e-3,
+            warmup_steps: 100,
+            weight_decay: 0.02,
+            max_grad_norm: 1.0,
+            ema_decay: 0.998,
+            former_plans: Vec::new(),
+            restarts: Vec::new(),
+        };
         Self {
             seed: Seed::new(5005),
             sizes: Sizes {
@@ -73,24 +99,16 @@ impl VlmConfig {
                 text_inner: 192,
                 text_layers: 4,
             },
-            renders: 6000,
+            renders: 8000,
             samples: 0.5,
-            first: [0.45, 0.25, 0.1, 0.2],
-            later: [0.1, 0.1, 0.4, 0.4],
-            later_from: 0.25,
-            shots: vec![1, 2, 3, 4, 4, 4, 6, 8],
-            optimisation: Optimisation {
-                steps: 3500,
-                micro_batches: 2,
-                micro_batch: 16,
-                learning_rate: 2e-3,
-                warmup_steps: 100,
-                weight_decay: 0.02,
-                max_grad_norm: 1.0,
-                ema_decay: 0.998,
-                former_plans: Vec::new(),
-                restarts: Vec::new(),
-            },
+            stages: vec![
+                Stage { from: 0.0, subjects: [0.4, 0.3, 0.2, 0.1] },
+                Stage { from: 0.1, subjects: [0.08, 0.07, 0.55, 0.3] },
+            ],
+            shots: vec![0, 1, 2, 3, 4, 4, 4, 6, 8],
+            known_users: 2000,
+            tower: Optimisation { steps: 4000, micro_batch: 64, ..optimisation.clone() },
+            optimisation,
         }
     }
 
@@ -98,8 +116,10 @@ impl VlmConfig {
     pub fn judge() -> Self {
         Self {
             seed: Seed::new(6006),
-            first: [0.4, 0.25, 0.05, 0.3],
-            later: [0.1, 0.1, 0.1, 0.7],
+            stages: vec![
+                Stage { from: 0.0, subjects: [0.4, 0.3, 0.1, 0.2] },
+                Stage { from: 0.1, subjects: [0.05, 0.1, 0.05, 0.8] },
+            ],
             ..Self::embedder()
         }
     }
@@ -116,7 +136,10 @@ impl VlmConfig {
             text_layers: 2,
         };
         config.renders = 12;
-        config.later_from = 0.5;
+        config.known_users = 20;
+        config.stages[1].from = 0.5;
+        config.tower.steps = 2;
+        config.tower.micro_batch = 4;
         config.optimisation =
             Optimisation { steps: 4, micro_batch: 2, warmup_steps: 2, ..config.optimisation };
         config
@@ -125,8 +148,8 @@ impl VlmConfig {
     /// Which subject micro-batch `index` is about.
     fn subject(&self, index: u64, draw: &mut Stream) -> Subject {
         let step = index as f64 / self.optimisation.micro_batches as f64;
-        let early = step < self.later_from * self.optimisation.steps as f64;
-        let weights = if early { self.first } else { self.later };
+        let begun = |stage: &&Stage| step >= stage.from * self.optimisation.steps as f64;
+        let weights = self.stages.iter().rfind(begun).map_or([1.0; 4], |stage| stage.subjects);
         let mut left = draw.uniform() * weights.iter().sum::<f64>();
         for (subject, weight) in Subject::ALL.iter().zip(weights) {
             left -= weight;
@@ -140,6 +163,8 @@ impl VlmConfig {
 
 /// What stands around the model while it learns.
 struct Teacher {
+    users: Tastes,
+    prior: Prior,
     processor: ImageProcessor,
     tokenizer: ChatTokenizer,
     chat: ChatTemplate,
@@ -157,7 +182,10 @@ impl Teacher {
         let id = |word: &str| {
             tokenizer.id(word).ok_or_else(|| Error::Spec(format!("the desk's words have no {word:?}")))
         };
+        let users = Tastes::new(config.seed, tastes::Config::desk(SAMPLES));
         Ok(Self {
+            prior: Prior::new(&users, Kind::Seen, config.known_users),
+            users,
             answers: [id(ANSWERS[0])?, id(ANSWERS[1])?],
             profile: id("Profile:")?,
             processor: ImageProcessor::new(&repository::processor(), &model)?,
@@ -189,10 +217,21 @@ pub fn run(
     };
     let (kept, learned) = (shown(kept)?, shown(learned)?);
     let renders = rendered(config.seed, config.renders, Split::Train, &SAMPLES)?;
-    let users = Tastes::new(config.seed, tastes::Config::desk(SAMPLES));
     let model = config.sizes.model()?;
+    let seen: Vec<&Shown> = learned.iter().chain(&renders).collect();
+    let tower = (config.seed, &config.tower);
+    let Some(tower) =
+        tower::train(tower, &model, (&seen, &SAMPLES), &out.join("tower.safetensors"), threads, progress)?
+    else {
+        return Ok(None);
+    };
     let trainable = Trainable::new(config.seed);
     let vlm = LlavaOnevision::new(&model, trainable.builder(&Device::Cpu))?;
+    for (name, variable) in trainable.vars() {
+        if let Some(weights) = tower.get(&name) {
+            variable.set(weights)?;
+        }
+    }
     let mut trainer = Trainer::new(&config.optimisation, &trainable, threads)?;
     let batch = |index: u64| -> Result<Tensor> {
         let mut draw = stream(config.seed, "vlm lessons", index);
@@ -202,16 +241,19 @@ pub fn run(
         let larger = if matches!(subject, Subject::Describe | Subject::Compare) { 2 } else { 1 };
         let lessons = (0..larger * config.optimisation.micro_batch).map(|_| {
             let pool = if draw.chance(config.samples) && !learned.is_empty() { &learned } else { &renders };
-            teacher.lesson(subject, pool, &users, shots, &mut draw)
+            teacher.lesson(subject, pool, shots, &mut draw)
         });
         loss(&vlm, &lessons.collect::<Result<Vec<_>>>()?)
     };
-    if !trainer.run(&out.join("state.safetensors"), progress, batch)? {
+    // The tower's steps count too.
+    let before = config.tower.steps;
+    let mut progress = |step: Step| progress(Step { step: before + step.step, ..step });
+    if !trainer.run(&out.join("state.safetensors"), &mut progress, batch)? {
         return Ok(None);
     }
     let files = store(config, out, &trainer.averaged())?;
     let stored = Vlm::open(out, DType::F32, &Device::Cpu)?;
-    let evaluation = evaluate(&stored, &teacher, &kept, &users, 400)?;
+    let evaluation = evaluate(&stored, &teacher, &kept, 400)?;
     Manifest::write(out, "vlm", config, trainer.step(), &files, evaluation).map(Some)
 }
 
@@ -249,117 +291,10 @@ struct Described {
     config: crate::models::llava_onevision::Config,
 }
 
-/// What is measured on pictures that nothing was learned from, with users that nothing was learned from: how much of what
-/// is said of an image is right and how much of what there is to say is said, the cosine of a written profile with the
-/// user's weights, and after 0 to 8 pairs how often the user's likelier choice is foreseen, beside how often the likelier
-/// choice is taken.
-fn evaluate(
-    vlm: &Vlm,
-    teacher: &Teacher,
-    pool: &[Shown],
-    users: &Tastes,
-    count: usize,
-) -> Result<BTreeMap<String, f64>> {
-    let mut results = BTreeMap::new();
-    if pool.is_empty() {
-        return Ok(results);
-    }
-    // Users far beyond those that lessons draw: their indices are random bits.
-    let mut draw = stream(Seed::new(0), "vlm evaluation", 0);
-    let (mut said_right, mut said, mut there) = (0.0, 0.0, 0.0);
-    for batch in (0..count.min(2 * pool.len())).collect::<Vec<_>>().chunks(40) {
-        let pictures: Vec<_> = batch.iter().map(|i| (&pool[i / 2], i % 2)).collect();
-        let inputs = pictures
-            .iter()
-            .map(|(shown, side)| prompt(vlm, teacher, &describing(&shown.caption), &[&shown.images[*side]]));
-        let written =
-            vlm.model.generate(&inputs.collect::<Result<Vec<_>>>()?, &vlm.greedy(12), &mut [], |_| Ok(()))?;
-        for ((shown, side), written) in pictures.iter().zip(written) {
-            let text = vlm.tokenizer.decode(&written.ids, false)?;
-            let truth = talk::describe(&shown.features[*side]);
-            let truth: Vec<&str> = truth.split(' ').collect();
-            let words: Vec<&str> = text.split_whitespace().collect();
-            said += words.len() as f64;
-            there += truth.len() as f64;
-            said_right += words.iter().filter(|word| truth.contains(word)).count() as f64;
-        }
-    }
-    results.insert("description: precision".into(), said_right / f64::max(said, 1.0));
-    results.insert("description: recall".into(), said_right / there);
-    let cosines = profiles(vlm, teacher, pool, users, count / 4, &mut draw)?;
-    results.insert("profile from 4 pairs: cosine".into(), cosines.iter().sum::<f64>() / cosines.len() as f64);
-    for shots in [0, 1, 2, 4, 8] {
-        let (mut right, mut ceiling) = (0.0, 0.0);
-        for batch in (0..count).collect::<Vec<_>>().chunks(40) {
-            let mut inputs = Vec::new();
-            let mut odds = Vec::new();
-            for _ in batch {
-                let user = any_user(users, &mut draw);
-                let pairs = asked(pool, &user, shots + 1, &mut draw);
-                let answered: Vec<(&str, usize)> =
-                    pairs[..shots].iter().map(|(shown, chosen)| (shown.caption.as_str(), *chosen)).collect();
-                let images: Vec<&Image> = pairs.iter().flat_map(|(shown, _)| shown.images.iter()).collect();
-                let (last, _) = pairs[shots];
-                inputs.push(prompt(vlm, teacher, &preferring(&answered, &last.caption), &images)?);
-                odds.push(user.prefers(&last.features[0], &last.features[1]));
-            }
-            let logits = vlm.model.next_logits(&inputs, &teacher.answers)?.to_vec2::<f32>()?;
-            for (logits, odds) in logits.iter().zip(odds) {
-                right += if logits[0] > logits[1] { odds } else { 1.0 - odds };
-                ceiling += odds.max(1.0 - odds);
-            }
-        }
-        results.insert(format!("choice after {shots} pairs: accuracy"), right / count as f64);
-        results.insert(format!("choice after {shots} pairs: ceiling"), ceiling / count as f64);
-    }
-    Ok(results)
-}
-
-/// The cosines of written profiles with their users' weights.
-fn profiles(
-    vlm: &Vlm,
-    teacher: &Teacher,
-    pool: &[Shown],
-    users: &Tastes,
-    count: usize,
-    draw: &mut Stream,
-) -> Result<Vec<f64>> {
-    let mut cosines = Vec::new();
-    for batch in (0..count.max(1)).collect::<Vec<_>>().chunks(20) {
-        let (mut inputs, mut tasted) = (Vec::new(), Vec::new());
-        for _ in batch {
-            let user = any_user(users, draw);
-            let pairs = asked(pool, &user, 4, draw);
-            let captions: Vec<&str> = pairs.iter().map(|(shown, _)| shown.caption.as_str()).collect();
-            let images: Vec<&Image> =
-                pairs.iter().flat_map(|(s, chosen)| [&s.images[*chosen], &s.images[1 - chosen]]).collect();
-            inputs.push(prompt(vlm, teacher, &teacher.template.fill(&captions).user, &images)?);
-            tasted.push(user);
-        }
-        for (written, user) in
-            vlm.model.generate(&inputs, &vlm.greedy(160), &mut [], |_| Ok(()))?.iter().zip(&tasted)
-        {
-            let text = vlm.tokenizer.decode(&written.ids, false)?;
-            let mut weights = [0.0; FEATURES];
-            for word in text.rsplit("User Profile:").next().unwrap_or_default().split_whitespace() {
-                if let Some((feature, sign)) = talk::meaning(word) {
-                    weights[feature] = sign;
-                }
-            }
-            cosines.push(user.likeness(&Taste { cluster: 0, weights, lapse: 0.0 }));
-        }
-    }
-    Ok(cosines)
-}
-
-fn prompt(vlm: &Vlm, teacher: &Teacher, text: &str, images: &[&Image]) -> Result<Input> {
-    let asked = teacher.chat.render(&[Message::text("user", text)], true)?;
-    vlm.input_of(&asked, images, Layout::BaseOnly)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::desk::users::Use;
 
     #[test]
     fn the_loop_stops_goes_on_and_ends_as_if_it_had_not_stopped() {
@@ -374,7 +309,8 @@ mod tests {
             losses.push(step.loss);
             true
         });
-        assert!(run(&config, &[], &parts, 1, &mut |step| step.step < 2).unwrap().is_none());
+        assert!(run(&config, &[], &parts, 1, &mut |step| step.step < 1).unwrap().is_none());
+        assert!(run(&config, &[], &parts, 1, &mut |step| step.step < 4).unwrap().is_none());
         let two = run(&config, &[], &parts, 1, &mut |_| true).unwrap().unwrap();
         let one = one.unwrap().unwrap();
         assert_eq!(one.files, two.files, "the same weights to the last bit");
@@ -388,19 +324,25 @@ mod tests {
         let config = VlmConfig::smoke();
         let teacher = Teacher::new(&config).unwrap();
         let pool = rendered(config.seed, 6, Split::Train, &SAMPLES).unwrap();
-        let users = Tastes::new(config.seed, tastes::Config::desk(SAMPLES));
         let mut draw = stream(Seed::new(1), "lessons test", 0);
         let unknown = teacher.tokenizer.id("<unk>").unwrap();
+        assert!(pool.iter().all(|shown| Use::of(&shown.caption) == Use::Language));
         for &subject in Subject::ALL {
             for shots in [1, 4, 8] {
-                let lesson = teacher.lesson(subject, &pool, &users, shots, &mut draw).unwrap();
+                let lesson = teacher.lesson(subject, &pool, shots, &mut draw).unwrap();
                 assert!(!lesson.input.ids.contains(&unknown), "{subject:?}");
                 let learned: Vec<u32> =
-                    lesson.targets.iter().map(|(place, _)| lesson.input.ids[*place]).collect();
+                    lesson.targets.iter().map(|(place, ..)| lesson.input.ids[*place]).collect();
                 let text = teacher.tokenizer.decode(&learned, false).unwrap();
                 match subject {
                     Subject::Prefer => {
-                        assert_eq!(learned.len(), shots + 1);
+                        // Every answer twice, each with its probability.
+                        assert_eq!(learned.len(), 2 * (shots + 1));
+                        for answers in lesson.targets.chunks(2) {
+                            let weight = answers[0].2 + answers[1].2;
+                            assert!((weight - 1.0 / (shots as f32 + 1.0).sqrt()).abs() < 1e-6, "{weight}");
+                            assert_eq!([answers[0].1, answers[1].1], teacher.answers);
+                        }
                         assert!(text.split(' ').all(|word| ANSWERS.contains(&word)), "{text}");
                     }
                     Subject::Profile => {

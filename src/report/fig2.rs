@@ -1,6 +1,8 @@
 //! Figure 2: how often a user is found among all, from the features of a few of her choices, beside chance, content alone and
 //! what can be known at all; and how much of that each layer holds.
 
+mod knowledge;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -25,7 +27,7 @@ const PAPERS: (World, Separation) = (World::Topics, Separation::Random);
 #[derive(Debug)]
 pub struct Found<'a> {
     study: &'a Identification,
-    /// For each kind of rows and each score: the user and the rank of every asked group.
+    /// For each kind of rows and each score: the user and the value of every asked group.
     ranks: BTreeMap<(String, String), Vec<(u64, f64)>>,
 }
 
@@ -135,6 +137,7 @@ pub fn render(found: &Found) -> Result<(Vec<Output>, bool)> {
     if let Some(figure) = layers(found)? {
         output.figures.push(figure);
     }
+    output.tables.extend(knowledge::table(found)?.map(|table| ("fig2-knowledge".into(), table)));
     let mut outputs = vec![output];
     let mut holds = true;
     if !study.claims.is_empty() {
@@ -481,7 +484,7 @@ mod tests {
     use crate::record::Row;
     use crate::spec::Request;
 
-    fn study() -> Identification {
+    pub(super) fn study() -> Identification {
         let request = Request {
             study: "fig2".into(),
             experiments: Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments"),

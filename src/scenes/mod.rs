@@ -7,6 +7,7 @@
 //! combined, while each single word is common in training.
 
 pub mod alignment;
+pub mod belief;
 pub mod caption;
 pub mod measure;
 pub mod perceive;

@@ -38,6 +38,12 @@ impl Spec {
         }
         if let Some(users) = &self.users {
             users.check(study, &self.methods, problems);
+            if !self.profile.artefacts.is_empty() {
+                problems.push(format!(
+                    "{study}: [users] are people of the desk world, and profile `{}` is of another; run it under `desk`",
+                    self.profile.name
+                ));
+            }
         }
         let conditions: Vec<Vec<String>> = self
             .methods

@@ -41,6 +41,9 @@ pub struct Identification {
     pub embedding: Embedding,
     /// The heads, each trained on every kind of features.
     pub heads: Vec<classify::Config>,
+    /// How it is asked what features know of a taste; absent: it is not.
+    #[serde(default)]
+    pub knowledge: Option<Knowledge>,
     /// The kinds of features.
     pub methods: Vec<Method>,
     /// A user counts as found where her rank is at most this; each is a point of the figure.
@@ -116,6 +119,52 @@ pub struct Embedding {
     pub max_new_tokens: usize,
     /// Groups that are embedded at once.
     pub batch: usize,
+}
+
+/// How a reward told the features and a probe of the utilities are trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Knowledge {
+    /// Of the order of examples.
+    pub seed: Seed,
+    /// Parts of the users: each is asked about once, by what the others taught.
+    pub folds: usize,
+    /// Passes over the examples.
+    pub epochs: usize,
+    /// Examples of a step.
+    pub batch: usize,
+    /// The learning rate after warm-up.
+    pub learning_rate: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+}
+
+/// The scores of rows about what features know.
+pub mod score {
+    /// Share of held-out choices foreseen by a reward that is told the group's own features.
+    pub const CHOICE_OWN: &str = "choice own";
+    /// By the same reward told the mean features of those learned from.
+    pub const CHOICE_MEAN: &str = "choice mean";
+    /// By the same reward told another user's features.
+    pub const CHOICE_SHUFFLED: &str = "choice shuffled";
+    /// Squared distance of the weights read off the features to the true ones.
+    pub const UTILITIES_ERROR: &str = "utilities error";
+    /// Squared distance of the mean weights of those learned from to the true ones.
+    pub const UTILITIES_SPREAD: &str = "utilities spread";
+    /// As [`UTILITIES_ERROR`], for the middle between two users' features and between their weights.
+    pub const BETWEEN_ERROR: &str = "between error";
+    /// As [`UTILITIES_SPREAD`], for the middle between two users.
+    pub const BETWEEN_SPREAD: &str = "between spread";
+    /// All of them.
+    pub const KNOWLEDGE: [&str; 7] = [
+        CHOICE_OWN,
+        CHOICE_MEAN,
+        CHOICE_SHUFFLED,
+        UTILITIES_ERROR,
+        UTILITIES_SPREAD,
+        BETWEEN_ERROR,
+        BETWEEN_SPREAD,
+    ];
 }
 
 /// A kind of features.
@@ -226,12 +275,14 @@ impl Cell {
         row_method(&self.method.name, self.world, self.separation)
     }
 
-    /// The scores of its rows: the true user's rank by each head, or by the known utilities.
+    /// The scores of its rows: the true user's rank by each head, or by the known utilities, and what the features know.
     pub fn scores(&self, study: &Identification) -> Vec<String> {
-        match self.method.features {
+        let ranks: Vec<String> = match self.method.features {
             Features::KnownUtilities => vec![RANK.to_owned()],
             _ => study.heads.iter().map(|head| rank_by(head.head)).collect(),
-        }
+        };
+        let known = study.knowledge.iter().flat_map(|_| score::KNOWLEDGE).map(str::to_owned);
+        known.chain(ranks).collect()
     }
 }
 
@@ -339,6 +390,25 @@ impl Identification {
         if let Some(rank) = self.ranks.iter().find(|&&rank| rank == 0 || rank > self.users.count) {
             problems.push(format!("{}: ranks has {rank}, expected 1 to users.count", self.name));
         }
+        if let Some(knowledge) = &self.knowledge {
+            // Choices are foreseen from another group, and another user of the same part stands for a stranger.
+            if asked < 2 || learned < 2 {
+                problems.push(format!(
+                    "{}: [knowledge] needs groups.learned and groups.asked of at least 2, got {learned} and {asked}",
+                    self.name
+                ));
+            }
+            if knowledge.folds < 2 || 2 * knowledge.folds > self.users.count {
+                problems.push(format!(
+                    "{}: knowledge.folds is {}, expected 2 to half of users.count",
+                    self.name, knowledge.folds
+                ));
+            }
+            if knowledge.epochs == 0 || knowledge.batch == 0 {
+                problems
+                    .push(format!("{}: knowledge.epochs and knowledge.batch must be at least 1", self.name));
+            }
+        }
         for claim in &self.claims {
             for method in [&claim.method, &claim.over] {
                 if !self.methods.iter().any(|known| known.name == *method) {
@@ -403,6 +473,7 @@ impl Identification {
                             _ => serde_json::Value::Null,
                         },
                         "heads": heads,
+                        "knowledge": self.knowledge,
                         "digests": needed,
                     });
                     let name = row_method(&method.name, world, separation).replace(' ', ".");

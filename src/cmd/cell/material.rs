@@ -21,6 +21,8 @@ const ENCODED_AT_ONCE: usize = 16;
 /// Pairs, and captions, in one file of the cache.
 const PAIRS_PER_SHARD: usize = 1024;
 const CAPTIONS_PER_SHARD: usize = 256;
+/// The version of what is kept: 2 since JPEGs are decoded as by Pillow.
+const ROWS: u32 = 2;
 
 impl Laboratory<'_> {
     /// Who saw what and chose what, without the pictures, and what the rewards say of them.
@@ -182,7 +184,7 @@ impl Laboratory<'_> {
         let inputs: Vec<Option<&Digest>> =
             inputs.iter().map(|name| digests.and_then(|digests| digests.get(*name))).collect();
         let profile = &self.plan.spec.profile;
-        let from = serde_json::json!({"schema": 1, "inputs": inputs, "rows": rows});
+        let from = serde_json::json!({"schema": ROWS, "inputs": inputs, "rows": rows});
         let key = Digest::of(profile.complete(from).to_string().as_bytes());
         let precision = match profile.precision {
             Precision::F32 => DType::F32,

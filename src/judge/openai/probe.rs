@@ -143,7 +143,9 @@ impl OpenAi {
     /// Sends a request until it is answered or refused; the inner error says what was refused.
     fn patiently(&self, body: &Value, progress: &Progress) -> Result<Result<Value, String>> {
         let limits = &self.config.limits;
-        for number in 1.. {
+        let mut number = 0;
+        loop {
+            number += 1;
             progress.check()?;
             let Fault { status, attempt } = match self.post(body) {
                 Ok(reply) => return Ok(Ok(reply)),
@@ -166,7 +168,6 @@ impl OpenAi {
                 },
             }
         }
-        unreachable!("the last attempt returns")
     }
 }
 

@@ -149,7 +149,9 @@ impl Qwen2 {
         let (width, model) = (cfg.hidden_size, vb.pp("model"));
         let vocabulary =
             |vb: VarBuilder, init: Init| vb.get_with_hints((cfg.vocab_size, width), "weight", init);
-        let embed_tokens = vocabulary(model.pp("embed_tokens"), Init::Randn { mean: 0.0, stdev: 1.0 })?;
+        // Tied to the logits, which shall start near one in size.
+        let stdev = (width as f64).powf(-0.5);
+        let embed_tokens = vocabulary(model.pp("embed_tokens"), Init::Randn { mean: 0.0, stdev })?;
         let lm_head = match tied {
             true => None,
             false => Some(nn::frozen_weight(&vocabulary(vb.pp("lm_head"), fan_in(width))?)?),

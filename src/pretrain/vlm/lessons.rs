@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::pairs::flawed_picture;
 use super::Teacher;
-use crate::data::desk::users::Shown;
+use crate::data::desk::users::{Shown, Use};
 use crate::error::{Error, Result};
 use crate::models::llava_onevision::{Input, Keep, Layout, LlavaOnevision, Message};
 use crate::pixels::Image;
@@ -19,11 +19,15 @@ use crate::units::Seed;
 /// One, two and three objects.
 const OBJECTS: ObjectWeights = [0.5, 0.3, 0.2];
 
-/// Renders of scenes of one part, now and then with mistakes, each in two styles.
+/// Renders of scenes of one part, now and then with mistakes, each in two styles; none of a caption that a user study draws
+/// on.
 pub(super) fn rendered(seed: Seed, count: usize, part: Split, reference: &Reference) -> Result<Vec<Shown>> {
     let one = |index: usize| {
         let mut draw = stream(seed, "vlm renders", index as u64);
-        let scene = sample_scene(&mut draw, OBJECTS, part);
+        let mut scene = sample_scene(&mut draw, OBJECTS, part);
+        while Use::of(&scene.caption()) != Use::Language {
+            scene = sample_scene(&mut draw, OBJECTS, part);
+        }
         let images = [flawed_picture(&scene, part, &mut draw), flawed_picture(&scene, part, &mut draw)];
         Shown::new(scene.caption(), images, reference)
     };
@@ -53,8 +57,9 @@ impl Subject {
 #[derive(Debug)]
 pub(super) struct Lesson {
     pub input: Input,
-    /// Places whose token is to be foreseen, with its weight in the loss.
-    pub targets: Vec<(usize, f32)>,
+    /// Places whose token is to be foreseen, a token, and its weight in the loss: a place has several where the answer is
+    /// not certain.
+    pub targets: Vec<(usize, u32, f32)>,
 }
 
 /// Texts of the desk's prompts.
@@ -94,12 +99,14 @@ pub(super) fn reasoning(pairs: &[[&Features; 2]], weights: &Features) -> String 
 }
 
 impl Teacher {
-    /// A lesson on `subject` about pictures of `pool`; `most` bounds the pairs of a user.
+    /// A lesson on `subject` about pictures of `pool`, and a user's `shots` choices where it is about one.
+    ///
+    /// What it says of a taste is what Bayes' rule makes of the choices shown, over the population: four choices do not
+    /// tell all that the user knows of herself, and her own words would teach mostly noise.
     pub(super) fn lesson(
         &self,
         subject: Subject,
         pool: &[Shown],
-        tastes: &Tastes,
         shots: usize,
         draw: &mut Stream,
     ) -> Result<Lesson> {
@@ -117,8 +124,12 @@ impl Teacher {
                 self.answered(&comparing(&shown.caption), &answer, &[&shown.images[a], &shown.images[b]])
             }
             Subject::Profile => {
-                let user = any_user(tastes, draw);
+                let user = any_user(&self.users, draw);
                 let pairs = asked(pool, &user, shots, draw);
+                let mut belief = self.prior.belief();
+                for (shown, chosen) in &pairs {
+                    belief.see(&shown.features[*chosen], &shown.features[1 - chosen]);
+                }
                 let captions: Vec<&str> = pairs.iter().map(|(shown, _)| shown.caption.as_str()).collect();
                 let seen: Vec<[&Features; 2]> =
                     pairs.iter().map(|(s, chosen)| [&s.features[*chosen], &s.features[1 - chosen]]).collect();
@@ -126,10 +137,14 @@ impl Teacher {
                     .iter()
                     .flat_map(|(s, chosen)| [&s.images[*chosen], &s.images[1 - chosen]])
                     .collect();
-                self.answered(&self.template.fill(&captions).user, &reasoning(&seen, &user.weights), &images)
+                self.answered(
+                    &self.template.fill(&captions).user,
+                    &reasoning(&seen, &belief.weights()),
+                    &images,
+                )
             }
             Subject::Prefer => {
-                let user = any_user(tastes, draw);
+                let user = any_user(&self.users, draw);
                 let pairs = asked(pool, &user, shots + 1, draw);
                 // Which side stands first is a coin's; the answer follows the picture.
                 let placed: Vec<(&Shown, usize, usize)> = pairs
@@ -151,9 +166,19 @@ impl Teacher {
                 let prompt = preferring(&answered, &last.caption);
                 let mut lesson = self.answered(&prompt, ANSWERS[*answer], &images)?;
                 // Every choice is foreseen from those before it, the asked one too; the end of the answer teaches nothing.
-                let places =
-                    (0..lesson.input.ids.len()).filter(|&i| self.answers.contains(&lesson.input.ids[i]));
-                lesson.targets = places.map(|place| (place, 1.0 / (shots as f32 + 1.0).sqrt())).collect();
+                let places: Vec<usize> = (0..lesson.input.ids.len())
+                    .filter(|&i| self.answers.contains(&lesson.input.ids[i]))
+                    .collect();
+                let weight = 1.0 / (shots as f32 + 1.0).sqrt();
+                let mut belief = self.prior.belief();
+                lesson.targets.clear();
+                for (place, (shown, first, answer)) in places.into_iter().zip(&placed) {
+                    let shown = [*first, 1 - first].map(|side| &shown.features[side]);
+                    let odds = belief.prefers(shown[0], shown[1]) as f32;
+                    lesson.targets.push((place, self.answers[0], weight * odds));
+                    lesson.targets.push((place, self.answers[1], weight * (1.0 - odds)));
+                    belief.see(shown[*answer], shown[1 - answer]);
+                }
                 Ok(lesson)
             }
         }
@@ -174,7 +199,8 @@ impl Teacher {
         let parts = [start..split, split..end];
         let share = |part: std::ops::Range<usize>| {
             let weight = 1.0 / part.len().max(1) as f32;
-            part.map(move |place| (place, weight))
+            let ids = &input.ids;
+            part.map(move |place| (place, ids[place], weight))
         };
         Ok(Lesson { targets: parts.into_iter().flat_map(share).collect(), input })
     }
@@ -209,10 +235,10 @@ pub(super) fn loss(model: &LlavaOnevision, lessons: &[Lesson]) -> Result<Tensor>
     let (mut rows, mut ids, mut weights) = (Vec::new(), Vec::new(), Vec::new());
     for (i, lesson) in lessons.iter().enumerate() {
         let start = longest - lesson.input.ids.len();
-        for &(place, weight) in &lesson.targets {
+        for &(place, id, weight) in &lesson.targets {
             // The state before a token foresees it.
             rows.push((i * longest + start + place - 1) as u32);
-            ids.push(lesson.input.ids[place]);
+            ids.push(id);
             weights.push(weight / lessons.len() as f32);
         }
     }
