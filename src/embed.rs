@@ -59,8 +59,8 @@ pub struct Embedding {
     pub states: Tensor,
     /// All that was written.
     pub text: String,
-    /// How many tokens that is.
-    pub tokens: usize,
+    /// The tokens that it is made of.
+    pub ids: Vec<u32>,
     /// Whether the text ended by itself; otherwise at the limit.
     pub ended: bool,
 }
@@ -68,9 +68,14 @@ pub struct Embedding {
 impl Embedding {
     /// The user's profile, where the text got that far: what stands behind the last `User Profile:`.
     pub fn profile(&self) -> Option<&str> {
-        let (_, profile) = self.text.rsplit_once(PROFILE)?;
-        Some(profile.trim()).filter(|profile| !profile.is_empty())
+        profile_in(&self.text)
     }
+}
+
+/// What stands behind the last `User Profile:` of a text.
+pub fn profile_in(text: &str) -> Option<&str> {
+    let (_, profile) = text.rsplit_once(PROFILE)?;
+    Some(profile.trim()).filter(|profile| !profile.is_empty())
 }
 
 /// What the answer's fixed form puts before the profile.
@@ -166,7 +171,7 @@ pub fn embed_together(
         Ok(Embedding {
             states,
             text: vlm.tokenizer.decode(&written.ids, false)?,
-            tokens: written.ids.len(),
+            ids: written.ids,
             ended: written.ended,
         })
     };
@@ -187,7 +192,7 @@ mod tests {
     fn a_profile_is_what_stands_behind_its_title() {
         let of = |text: &str| {
             let states = Tensor::zeros((1, 1), DType::F32, &Device::Cpu).unwrap();
-            Embedding { states, text: text.into(), tokens: 1, ended: true }.profile().map(str::to_owned)
+            Embedding { states, text: text.into(), ids: vec![1], ended: true }.profile().map(str::to_owned)
         };
         assert_eq!(of("Pair 1: …\nUser Profile: Likes red.\n"), Some("Likes red.".into()));
         assert_eq!(of("Pair 1: …\nUser Prof"), None);

@@ -287,8 +287,8 @@ impl<'a> Identifier<'a> {
             })
             .collect();
         let told: Vec<&[Choice]> = told.iter().map(Vec::as_slice).collect();
-        let states = groups::embed_groups(&self.shown, &told, how, self.workers, progress)?;
-        let mut rows = groups::layer(&states, layer)?;
+        let embedded = groups::embed_groups(&self.shown, &told, how, self.workers, progress)?;
+        let mut rows = groups::layer(&embedded.states, layer)?;
         let asked = rows.split_off(cut.learned.len());
         Ok((rows, asked))
     }

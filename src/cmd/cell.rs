@@ -30,7 +30,7 @@ use crate::nn::{LearningRate, Warmup};
 use crate::pixels::Image;
 use crate::progress::Progress;
 use crate::record::{DRIFT, Key, Recorder, Row, Step, read_trace, write_trace};
-use crate::spec::{self, Cell, Condition, Conditioning, Labels, Plan, Profile};
+use crate::spec::{self, Captions, Cell, Condition, Conditioning, Labels, Plan, Profile};
 use crate::train::{self, Bench, Example, Keep, Pairs, ReferenceErrors, Trained};
 use crate::units::Digest;
 
@@ -321,6 +321,11 @@ impl<'a> Laboratory<'a> {
             })
             .filter(|request| !recorder.has(&key(request)))
             .collect();
+        // Words behind the prompt, for a method that knows people by these alone.
+        let profile = match method.captions {
+            Captions::Plain => None,
+            Captions::WithProfile => self.people(progress)?.profile(condition)?,
+        };
         let make = |requests: &[Request], user: Option<(&Adapter, &[f32])>| -> Result<Vec<Image>> {
             let images = sample(self.base()?, requests, &sampling, user, &self.compute.workers, &|_| {
                 !progress.stopping()
@@ -333,15 +338,17 @@ impl<'a> Laboratory<'a> {
             let begun = Instant::now();
             let of_base =
                 one_by_one(chunk, |chunk| self.base_images.get(chunk, |missing| make(missing, None)))?;
-            let images = match adapter {
-                Some(adapter) => one_by_one(chunk, |chunk| make(chunk, Some((adapter, vector.as_slice()))))?,
-                None => of_base.clone(),
+            let told = told(chunk, profile);
+            let user = adapter.map(|adapter| (adapter, vector.as_slice()));
+            let images = match (user, profile) {
+                (None, None) => of_base.clone(),
+                _ => one_by_one(&told, |told| make(told, user))?,
             };
             progress.advance(chunk.len());
             recorder.add_seconds("sample", begun.elapsed().as_secs_f64());
             let begun = Instant::now();
             let scored = self.score(chunk, &images, &of_base)?;
-            for ((request, image), scores) in chunk.iter().zip(&images).zip(scored) {
+            for (((request, told), image), scores) in chunk.iter().zip(&told).zip(&images).zip(scored) {
                 let failure = scores.as_ref().err().cloned();
                 let row = Row {
                     method: method.name.clone(),
@@ -358,7 +365,7 @@ impl<'a> Laboratory<'a> {
                     && first
                     && request.index < spec.data.kept_images as u64
                 {
-                    recorder.keep_image(&row, &request.prompt, &image::encode(image, Format::Png)?)?;
+                    recorder.keep_image(&row, &told.prompt, &image::encode(image, Format::Png)?)?;
                 }
                 recorder.append(&row)?;
             }
@@ -400,9 +407,8 @@ impl<'a> Laboratory<'a> {
             })?;
             // Pictures are read for once: what is trained on are their latents.
             let pairs = pick_a_pic::read(self.plan.data("pairs")?, Columns::All)?;
-            let embeds = spec.methods.iter().any(|method| method.conditioning == Conditioning::Embedding);
             let folders = (places.assets.as_path(), places.cache.as_path());
-            People::gather(users, &pairs, embeds, folders, &self.compute.workers, progress)
+            People::gather((users, &spec.methods), &pairs, folders, &self.compute.workers, progress)
         })
     }
 
@@ -444,6 +450,15 @@ impl<'a> Laboratory<'a> {
             Ok(prompts)
         })
     }
+}
+
+/// The requests with a profile behind each prompt. Scores are of the prompt alone: what it says is what is asked for.
+fn told(requests: &[Request], profile: Option<&str>) -> Vec<Request> {
+    let mut told = requests.to_vec();
+    for request in &mut told {
+        request.prompt.extend(profile.map(|profile| format!(" {profile}")));
+    }
+    told
 }
 
 /// One image, or what one image gave; else why there is nothing, which its row will say.

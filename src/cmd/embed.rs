@@ -215,7 +215,7 @@ impl Out {
 
     fn add(&mut self, user: &str, digest: &str, embedding: &Embedding, limit: usize) -> Result<()> {
         let end = match embedding.ended {
-            true => format!("ended by itself after {} tokens", embedding.tokens),
+            true => format!("ended by itself after {} tokens", embedding.ids.len()),
             false => format!("stopped at the limit of {limit} tokens"),
         };
         self.set(&format!("prompt_digest.{user}"), digest.to_owned());

@@ -16,8 +16,9 @@ use crate::progress::Progress;
 use crate::units::Digest;
 use crate::vlm::{Vlm, repository_digest};
 
-/// The tensor that the cache holds: (groups, layers + 1, width).
+/// The tensors that the cache holds: (groups, layers + 1, width), and (groups, most tokens), filled up with -1.
 const STATES: &str = "states";
+const WRITTEN: &str = "written";
 /// Batches of one shard.
 const BATCHES: usize = 8;
 
@@ -36,8 +37,16 @@ pub struct How<'a> {
     pub cache: &'a Path,
 }
 
-/// The states of every group of choices, each shown with its chosen side first: (groups, layers + 1, width), layer 0 being
-/// the embeddings' own, at the position whose logits gave the last token.
+/// What a model makes of groups of choices.
+#[derive(Debug, Clone)]
+pub struct Embedded {
+    /// (groups, layers + 1, width), layer 0 being the embeddings' own, at the position whose logits gave the last token.
+    pub states: Tensor,
+    /// What was written about each group.
+    pub texts: Vec<String>,
+}
+
+/// Embeds every group of choices, each shown with its chosen side first. A group may hold no choice.
 ///
 /// # Errors
 /// Where the model is missing or damaged, the cache cannot be written, and where the work is to stop.
@@ -47,7 +56,7 @@ pub fn embed_groups(
     how: How,
     workers: &Workers,
     progress: &Progress,
-) -> Result<Tensor> {
+) -> Result<Embedded> {
     let vlm = Vlm::open(how.model, DType::F32, &Device::Cpu)?;
     let (words, origin) = how.template;
     let template = Template::parse(words, origin)?;
@@ -59,27 +68,48 @@ pub fn embed_groups(
         dtype: "f32".into(),
         sampling: None,
     };
-    let key = json!({"schema": 1, "embedding": config, "groups": said_by(shown, groups)});
+    let key = json!({"schema": 2, "embedding": config, "groups": said_by(shown, groups)});
     let key = Digest::of(key.to_string().as_bytes());
     let kept = Kept { per_shard: BATCHES * how.batch, precision: DType::F32 };
     let shards = Shards::new(how.cache, "user-embeddings", &key, groups.len(), kept);
     progress.begin("embed", shards.missing().iter().map(ExactSizeIterator::len).sum());
     shards.fill(|rows| {
         let parts: Vec<&[&[Choice]]> = groups[rows.clone()].chunks(how.batch).collect();
-        let states = workers.map(&parts, |_, part| -> Result<Tensor> {
+        let made = workers.map(&parts, |_, part| -> Result<(Tensor, Tensor)> {
             progress.check()?;
             let asked = part.iter().map(|choices| ask(&vlm, &template, shown, choices));
             let asked = asked.collect::<Result<Vec<_>>>()?;
             let embedded = embed_together(&vlm, &config, &asked, |_| Ok(()))?;
             progress.advance(part.len());
-            let states: Vec<Tensor> = embedded.into_iter().map(|one| one.states).collect();
-            Ok(Tensor::stack(&states, 0)?) // (groups, layers + 1, D)
+            let states: Vec<&Tensor> = embedded.iter().map(|one| &one.states).collect();
+            let most = how.max_new_tokens;
+            let written = embedded.iter().flat_map(|one| {
+                let ids = one.ids.iter().map(|&id| id as f32).chain(std::iter::repeat(NOTHING));
+                ids.take(most)
+            });
+            let written = Tensor::from_vec(written.collect::<Vec<_>>(), (part.len(), most), &Device::Cpu)?;
+            Ok((Tensor::stack(&states, 0)?, written)) // (groups, layers + 1, D)
         });
-        let states = states.into_iter().collect::<Result<Vec<_>>>()?;
-        Ok(BTreeMap::from([(STATES.to_owned(), Tensor::cat(&states, 0)?)]))
+        let (states, written): (Vec<_>, Vec<_>) =
+            made.into_iter().collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        Ok(BTreeMap::from([
+            (STATES.to_owned(), Tensor::cat(&states, 0)?),
+            (WRITTEN.to_owned(), Tensor::cat(&written, 0)?),
+        ]))
     })?;
-    shards.read_all(STATES, DType::F32, &Device::Cpu)
+    let texts = shards.read_all(WRITTEN, DType::F32, &Device::Cpu)?.to_vec2::<f32>()?;
+    let text = |ids: Vec<f32>| {
+        let ids: Vec<u32> = ids.into_iter().take_while(|id| *id >= 0.0).map(|id| id as u32).collect();
+        vlm.tokenizer.decode(&ids, false)
+    };
+    Ok(Embedded {
+        states: shards.read_all(STATES, DType::F32, &Device::Cpu)?,
+        texts: texts.into_iter().map(text).collect::<Result<_>>()?,
+    })
 }
+
+/// Stands behind the last token. Ids are below 2²⁴, so that single precision keeps them.
+const NOTHING: f32 = -1.0;
 
 /// One layer of states, a row for each group.
 ///

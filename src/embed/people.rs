@@ -1,12 +1,14 @@
 //! The people of a real-user study as the user branch meets them: a vector for each, and who chose what.
 //!
-//! A user's first group of choices makes images for her and is used for nothing else. Of her others, each is learned under
-//! the embedding of another one of her groups, so that no vector was made from the very choice that it is to explain.
+//! A user's first blocks of choices make images for her and are used for nothing else. Of her others, cut into groups, each
+//! is learned under the embedding of another one of her groups, so that no vector was made from the very choice that it is
+//! to explain.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::groups::{How, embed_groups, layer};
+use super::profile_in;
 use crate::data::Preference;
 use crate::data::desk::users::{self, Choice, Shown, Use};
 use crate::error::{Error, Result};
@@ -16,20 +18,34 @@ use crate::rng::stream;
 use crate::scenes::population::SAMPLES;
 use crate::scenes::talk;
 use crate::scenes::tastes::{self, FEATURES, Kind, Tastes};
-use crate::spec::users::{MEAN_USER, Users, of_condition};
-use crate::spec::{Condition, Conditioning};
+use crate::spec::users::{Addressee, MEAN_USER, NULL_USER, Users};
+use crate::spec::{Condition, Conditioning, Method};
 
 /// The people of a study.
 #[derive(Debug)]
 pub struct People {
     spec: Users,
     tastes: Tastes,
-    /// Each user's groups of choices, the first one for her images.
+    /// Of each user that is trained on: the groups of choices.
     groups: BTreeMap<i64, Vec<Vec<Choice>>>,
     /// Each group's embedding, standardised, where a method asks for embeddings.
     embedded: BTreeMap<i64, Vec<Vec<f32>>>,
+    /// What stands for a user: by her number, how many choices are told, and of which block.
+    told: BTreeMap<Key, Told>,
     /// Width of an embedding.
     width: usize,
+}
+
+/// A user, a number of choices, a block.
+type Key = (i64, usize, usize);
+
+/// What a model makes of a user's choices.
+#[derive(Debug, Clone, Default)]
+struct Told {
+    /// Standardised.
+    embedding: Vec<f32>,
+    /// What was written of her; nothing where the text did not get so far.
+    profile: String,
 }
 
 /// A choice to learn from.
@@ -43,18 +59,38 @@ pub struct Learned {
     pub user: Vec<f32>,
 }
 
-/// The last coordinate of every vector: what all users have in common is learned through it.
-const COMMON: f32 = 1.0;
+/// What every vector ends with: whether it stands for the null user, and one, through which is learned what all have in
+/// common.
+const SOMEBODY: [f32; 2] = [0.0, 1.0];
+const NULL: [f32; 2] = [1.0, 1.0];
+
+/// One user's choices: the blocks that images are made from, and the groups to learn from.
+fn cut(spec: &Users, own: &[Choice]) -> (Vec<Vec<Choice>>, Vec<Vec<Choice>>) {
+    let (blocks, mut rest) = own.split_at((spec.draws * spec.block()).min(own.len()));
+    let sizes = spec.learned_shots();
+    let user = own.first().map_or(0, |choice| choice.user);
+    let mut draws = stream(spec.seed, "people shots", user as u64);
+    let mut groups = Vec::new();
+    loop {
+        let size = *draws.pick(&sizes);
+        if size > rest.len() {
+            break;
+        }
+        let (group, others) = rest.split_at(size);
+        groups.push(group.to_vec());
+        rest = others;
+    }
+    (blocks.chunks(spec.block()).map(<[Choice]>::to_vec).collect(), groups)
+}
 
 impl People {
-    /// Lets everybody choose among the study's `pairs`, and, where they are asked for, makes the embeddings.
+    /// Lets everybody choose among the study's `pairs`, and makes the embeddings that `methods` ask for.
     ///
     /// # Errors
     /// Where users have too few pairs to choose between, or the model that embeds is missing.
     pub fn gather(
-        spec: &Users,
+        (spec, methods): (&Users, &[Method]),
         pairs: &[Preference],
-        embeds: bool,
         (assets, cache): (&Path, &Path),
         workers: &Workers,
         progress: &Progress,
@@ -72,19 +108,24 @@ impl People {
             pairs_per_user: spec.pairs_per_user,
         };
         let choices = users::choices(&shown, &tastes, &config)?;
-        let mut groups: BTreeMap<i64, Vec<Vec<Choice>>> = BTreeMap::new();
+        let (mut blocks, mut groups) = (BTreeMap::new(), BTreeMap::new());
         for own in choices.chunk_by(|a, b| a.user == b.user) {
-            // Of an unseen user only the group that images are made from is ever looked at.
-            let most = match users::of_identifier(own[0].user).0 {
-                Kind::Seen => usize::MAX,
-                Kind::Unseen => 1,
-            };
-            let own_groups = own.chunks_exact(spec.shots).take(most).map(<[Choice]>::to_vec).collect();
-            groups.insert(own[0].user, own_groups);
+            let (asked, learned) = cut(spec, own);
+            blocks.insert(own[0].user, asked);
+            // Of an unseen user nothing but the blocks is ever looked at.
+            if users::of_identifier(own[0].user).0 == Kind::Seen {
+                groups.insert(own[0].user, learned);
+            }
         }
-        let mut people =
-            Self { spec: spec.clone(), tastes, groups: BTreeMap::new(), embedded: BTreeMap::new(), width: 0 };
-        if embeds {
+        let mut people = Self {
+            spec: spec.clone(),
+            tastes,
+            groups,
+            embedded: BTreeMap::new(),
+            told: BTreeMap::new(),
+            width: 0,
+        };
+        if methods.iter().any(Method::reads_choices) {
             let how = How {
                 model: &assets.join(&spec.model),
                 template: (talk::FEW_SHOT, talk::FEW_SHOT_FILE),
@@ -92,28 +133,27 @@ impl People {
                 batch: spec.batch,
                 cache,
             };
-            let all: Vec<&[Choice]> = groups.values().flatten().map(Vec::as_slice).collect();
-            let states = embed_groups(&shown, &all, how, workers, progress)?;
-            people.standardise(&groups, &layer(&states, spec.layer)?);
+            let embed = |groups: &[&[Choice]]| embed_groups(&shown, groups, how, workers, progress);
+            let learned: Vec<&[Choice]> = people.groups.values().flatten().map(Vec::as_slice).collect();
+            let learned = layer(&embed(&learned)?.states, spec.layer)?;
+            let asked = spec.told(methods);
+            let shots = asked.iter().map(|(user, shots, draw)| {
+                let block = blocks.get(user).and_then(|own: &Vec<Vec<Choice>>| own.get(*draw));
+                block.and_then(|block| block.get(..*shots)).ok_or_else(|| nobody(*user))
+            });
+            let of_asked = embed(&shots.collect::<Result<Vec<_>>>()?)?;
+            people.tell(&learned, &asked, (&layer(&of_asked.states, spec.layer)?, &of_asked.texts));
         }
         // From here on a pair is known by its place among all.
-        for choice in groups.values_mut().flatten().flatten() {
+        for choice in people.groups.values_mut().flatten().flatten() {
             choice.pair = places[choice.pair];
         }
-        people.groups = groups;
         Ok(people)
     }
 
-    /// Standardises embeddings over the groups that are trained on; their sum of squares is about one.
-    fn standardise(&mut self, groups: &BTreeMap<i64, Vec<Vec<Choice>>>, rows: &[Vec<f32>]) {
-        self.width = rows.first().map_or(0, Vec::len);
-        let owners = groups.iter().flat_map(|(user, own)| (0..own.len()).map(move |at| (*user, at)));
-        let trained_on = |user: i64, at: usize| at > 0 && users::of_identifier(user).0 == Kind::Seen;
-        let learned: Vec<&Vec<f32>> = owners
-            .clone()
-            .zip(rows)
-            .filter_map(|((user, at), row)| trained_on(user, at).then_some(row))
-            .collect();
+    /// Keeps embeddings, standardised over the groups that are trained on; their sum of squares is about one.
+    fn tell(&mut self, learned: &[Vec<f32>], asked: &BTreeSet<Key>, (rows, texts): (&[Vec<f32>], &[String])) {
+        self.width = learned.first().or(rows.first()).map_or(0, Vec::len);
         let count = learned.len().max(1) as f64;
         let moments: Vec<(f64, f64)> = (0..self.width)
             .map(|k| {
@@ -124,49 +164,83 @@ impl People {
             })
             .collect();
         let scale = 1.0 / (self.width.max(1) as f64).sqrt();
-        for ((user, _), row) in owners.zip(rows) {
-            let standard = row.iter().zip(&moments).map(|(x, (mean, deviation))| {
-                ((f64::from(*x) - mean) / deviation * scale).clamp(-4.0, 4.0) as f32
-            });
-            self.embedded.entry(user).or_default().push(standard.collect());
+        let standard = |row: &Vec<f32>| -> Vec<f32> {
+            row.iter()
+                .zip(&moments)
+                .map(|(x, (mean, deviation))| {
+                    ((f64::from(*x) - mean) / deviation * scale).clamp(-4.0, 4.0) as f32
+                })
+                .collect()
+        };
+        let owners = self.groups.iter().flat_map(|(user, own)| own.iter().map(|_| *user));
+        for (user, row) in owners.zip(learned) {
+            self.embedded.entry(user).or_default().push(standard(row));
+        }
+        for ((key, row), text) in asked.iter().zip(rows).zip(texts) {
+            let profile = profile_in(text).unwrap_or_default().replace("<|im_end|>", "").trim().to_owned();
+            self.told.insert(*key, Told { embedding: standard(row), profile });
         }
     }
 
     /// Width of a user's vector under a conditioning of people.
     pub fn width(&self, conditioning: Conditioning) -> usize {
-        1 + match conditioning {
-            Conditioning::Embedding => self.width,
-            Conditioning::UserNumber => self.spec.seen,
-            Conditioning::Utilities => FEATURES,
-            Conditioning::None | Conditioning::Constant | Conditioning::OneHot => 0,
+        SOMEBODY.len()
+            + match conditioning {
+                Conditioning::Embedding => self.width,
+                Conditioning::UserNumber => self.spec.seen,
+                Conditioning::Utilities => FEATURES,
+                Conditioning::None | Conditioning::Constant | Conditioning::OneHot => 0,
+            }
+    }
+
+    /// What a condition tells of a user.
+    fn told(&self, one: Addressee) -> Result<&Told> {
+        let key = (one.user, one.shots.unwrap_or(self.spec.shots), one.draw);
+        self.told.get(&key).ok_or_else(|| nobody(one.user))
+    }
+
+    /// What is written about whom a condition stands for: the words behind a prompt that shall know her; none for nobody.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] where nothing was read about her.
+    pub fn profile(&self, condition: &Condition) -> Result<Option<&str>> {
+        match condition.single().and_then(Addressee::parse) {
+            None => Ok(None),
+            Some(one) => Ok(Some(&self.told(one)?.profile)),
         }
     }
 
-    /// The vector of a condition: a user's, or the mean user's.
+    /// The vector of a condition: a user's, the mean user's, or the null user's.
     ///
     /// # Errors
     /// [`Error::Spec`] where the condition stands for nobody of this study, or for somebody whom the conditioning cannot
     /// tell.
     pub fn vector(&self, conditioning: Conditioning, condition: &Condition) -> Result<Vec<f32>> {
         let name = condition.to_string();
-        let user = condition.single().and_then(of_condition);
-        match user {
-            Some(user) => self.of(conditioning, user, 0),
-            None if name == MEAN_USER => {
-                let mut vector = vec![0.0; self.width(conditioning)];
-                vector.iter_mut().rev().take(1).for_each(|last| *last = COMMON);
-                Ok(vector)
+        match condition.single().and_then(Addressee::parse) {
+            Some(one) if conditioning == Conditioning::Embedding => {
+                Ok([&self.told(one)?.embedding[..], &SOMEBODY].concat())
             }
+            Some(one) => self.of(conditioning, one.user, 0),
+            None if name == MEAN_USER => Ok(self.without(conditioning, SOMEBODY)),
+            None if name == NULL_USER => Ok(self.without(conditioning, NULL)),
             None => Err(Error::Spec(format!("condition `{name}` stands for nobody of this study"))),
         }
     }
 
-    /// The vector of a user from one of her groups.
+    /// A vector that tells nothing of anybody.
+    fn without(&self, conditioning: Conditioning, end: [f32; 2]) -> Vec<f32> {
+        let mut vector = vec![0.0; self.width(conditioning) - end.len()];
+        vector.extend(end);
+        vector
+    }
+
+    /// The vector of a user, under embeddings from one of her groups that are trained on.
     fn of(&self, conditioning: Conditioning, user: i64, group: usize) -> Result<Vec<f32>> {
         let mut vector = match conditioning {
             Conditioning::Embedding => {
                 let own = self.embedded.get(&user).and_then(|own| own.get(group));
-                own.cloned().ok_or_else(|| Error::Spec(format!("user {user} has no embedding")))?
+                own.cloned().ok_or_else(|| nobody(user))?
             }
             Conditioning::UserNumber => {
                 let mut number = vec![0.0; self.spec.seen];
@@ -184,33 +258,39 @@ impl People {
             }
             Conditioning::None | Conditioning::Constant | Conditioning::OneHot => Vec::new(),
         };
-        vector.push(COMMON);
+        vector.extend(SOMEBODY);
         Ok(vector)
     }
 
-    /// The choices of all users that are trained on, each with the vector from another of the user's groups.
+    /// The choices of all users that are trained on, each with the vector from another of the user's groups, or, now and
+    /// then, the null user's.
     ///
     /// # Errors
     /// As [`People::vector`].
     pub fn learned(&self, conditioning: Conditioning) -> Result<Vec<Learned>> {
         let mut learned = Vec::new();
-        for (&user, groups) in &self.groups {
-            if users::of_identifier(user).0 == Kind::Unseen {
-                continue;
-            }
+        for (&user, groups) in self.groups.iter().filter(|(_, groups)| groups.len() > 1) {
             let mut draws = stream(self.spec.seed, "people groups", user as u64);
-            for (at, group) in groups.iter().enumerate().skip(1) {
+            for (at, group) in groups.iter().enumerate() {
                 for choice in group {
-                    // One of the others, the first one, which is for images, left out.
-                    let other = 1 + draws.below(groups.len() - 2);
+                    let other = draws.below(groups.len() - 1);
                     let other = if other >= at { other + 1 } else { other };
-                    let user = self.of(conditioning, user, other)?;
+                    // Drawn whether or not it is asked for, so that the groups stay the same.
+                    let null = draws.chance(self.spec.null_share);
+                    let user = match null && conditioning.is_of_people() {
+                        true => self.without(conditioning, NULL),
+                        false => self.of(conditioning, user, other)?,
+                    };
                     learned.push(Learned { pair: choice.pair, chosen: choice.chosen, user });
                 }
             }
         }
         Ok(learned)
     }
+}
+
+fn nobody(user: i64) -> Error {
+    Error::Spec(format!("nothing was read about user {user}; no condition of the study asks for it"))
 }
 
 #[cfg(test)]
@@ -238,8 +318,12 @@ mod tests {
             world: users::World::Shared,
             seen: 5,
             unseen: 3,
-            pairs_per_user: 17,
+            pairs_per_user: 30,
             shots: 4,
+            learned_shots: vec![2, 4],
+            draws: 2,
+            most_shots: Some(6),
+            null_share: 0.2,
             evaluated: 2,
             model: "desk/vlm".into(),
             max_new_tokens: 4,
@@ -249,66 +333,96 @@ mod tests {
         };
         let (nowhere, workers) = (Path::new("nowhere"), Workers::new(1).unwrap());
         let mut people =
-            People::gather(&spec, &pairs, false, (nowhere, nowhere), &workers, &Progress::silent()).unwrap();
+            People::gather((&spec, &[]), &pairs, (nowhere, nowhere), &workers, &Progress::silent()).unwrap();
         // An embedding that says which user and group it is of.
-        let groups = people.groups.clone();
-        let rows: Vec<Vec<f32>> = groups
+        let learned: Vec<Vec<f32>> = people
+            .groups
             .iter()
             .flat_map(|(user, own)| (0..own.len()).map(move |at| vec![*user as f32, at as f32, 7.0]))
             .collect();
-        people.standardise(&groups, &rows);
-        for choice in groups.values().flatten().flatten() {
+        let asked: BTreeSet<Key> = [(0, 4, 0), (1, 4, 0), (100_000, 4, 0), (100_000, 0, 1)].into();
+        let rows: Vec<Vec<f32>> =
+            asked.iter().map(|(user, shots, draw)| vec![*user as f32, *shots as f32, *draw as f32]).collect();
+        let texts: Vec<String> = asked
+            .iter()
+            .map(|(_, shots, _)| format!("Pair 1: warm User Profile: shows {shots} <|im_end|>"))
+            .collect();
+        people.tell(&learned, &asked, (&rows, &texts));
+        for choice in people.groups.values().flatten().flatten() {
             assert_eq!(Use::of(&pairs[choice.pair].caption), Use::Study);
         }
         people
     }
 
     #[test]
-    fn a_choice_is_learned_under_another_group_and_the_first_group_is_not_learned() {
+    fn a_choice_is_learned_under_another_group_and_blocks_are_not_learned() {
         let people = people();
+        assert!(people.groups.keys().eq(&[0, 1, 2, 3, 4]), "unseen users are not trained on");
+        // Two blocks of six are left out of thirty; the rest is in groups of two or four, up to what is left over.
+        for groups in people.groups.values() {
+            let sizes: Vec<usize> = groups.iter().map(Vec::len).collect();
+            assert!(sizes.iter().all(|size| [2, 4].contains(size)), "{sizes:?}");
+            assert!((15..=18).contains(&sizes.iter().sum::<usize>()), "{sizes:?}");
+        }
         let learned = people.learned(Conditioning::Embedding).unwrap();
-        // Three of four groups of four choices, of five users.
-        assert_eq!(learned.len(), 5 * 3 * 4);
         let group_of = |vector: &[f32], user: i64| {
             people.embedded[&user].iter().position(|own| own[..] == vector[..own.len()]).unwrap()
         };
-        let mut at = learned.iter();
-        for (&user, groups) in people.groups.iter().filter(|(user, _)| **user < 5) {
-            for (own, group) in groups.iter().enumerate().skip(1) {
+        let (mut at, mut null) = (learned.iter(), 0);
+        for (&user, groups) in &people.groups {
+            for (own, group) in groups.iter().enumerate() {
                 for choice in group {
                     let learned = at.next().unwrap();
                     assert_eq!((learned.pair, learned.chosen), (choice.pair, choice.chosen));
-                    let used = group_of(&learned.user, user);
-                    assert!(used != own && used != 0, "group {used} for a choice of group {own}");
-                    assert_eq!(learned.user.last(), Some(&COMMON));
+                    if learned.user.ends_with(&NULL) {
+                        assert!(learned.user[..3].iter().all(|x| *x == 0.0));
+                        null += 1;
+                        continue;
+                    }
+                    assert!(learned.user.ends_with(&SOMEBODY));
+                    assert_ne!(group_of(&learned.user, user), own);
                 }
             }
         }
-        assert!(people.groups.iter().all(|(user, groups)| groups.len() == if *user < 5 { 4 } else { 1 }));
+        assert!(at.next().is_none());
+        // A fifth of about 85: four standard errors.
+        assert!((3..32).contains(&null), "{null}");
+        let numbers = people.learned(Conditioning::UserNumber).unwrap();
+        let nobody = |one: &&Learned| one.user.ends_with(&NULL);
+        assert_eq!(numbers.iter().filter(nobody).count(), null, "the same choices for every conditioning");
+        assert!(people.learned(Conditioning::Constant).unwrap().iter().all(|one| one.user == SOMEBODY));
     }
 
     #[test]
     fn vectors_are_standardised_and_as_wide_as_promised() {
         let people = people();
         for conditioning in [Conditioning::Embedding, Conditioning::UserNumber, Conditioning::Utilities] {
-            let vectors: Vec<Vec<f32>> = [0, 1, 2]
+            let vectors: Vec<Vec<f32>> = [0, 1]
                 .map(|user| people.vector(conditioning, &crate::spec::users::condition(user)).unwrap())
                 .to_vec();
             assert!(vectors.iter().all(|vector| vector.len() == people.width(conditioning)));
-            let distinct: BTreeSet<String> = vectors.iter().map(|vector| format!("{vector:?}")).collect();
-            assert_eq!(distinct.len(), 3, "{conditioning:?}");
+            assert_ne!(vectors[0], vectors[1], "{conditioning:?}");
         }
-        let learned = people.learned(Conditioning::Embedding).unwrap();
+        let count = people.embedded.values().flatten().count() as f32;
         for k in 0..2 {
-            let mean = learned.iter().map(|one| one.user[k]).sum::<f32>() / learned.len() as f32;
-            assert!(mean.abs() < 0.2, "{mean}");
+            let mean = people.embedded.values().flatten().map(|row| row[k]).sum::<f32>() / count;
+            assert!(mean.abs() < 1e-4, "{mean}");
         }
         let mean = people.vector(Conditioning::Embedding, &Condition::user(MEAN_USER)).unwrap();
-        assert_eq!(mean, [0.0, 0.0, 0.0, COMMON]);
+        assert_eq!(mean, [0.0, 0.0, 0.0, 0.0, 1.0]);
+        let null = people.vector(Conditioning::Embedding, &Condition::user(NULL_USER)).unwrap();
+        assert_eq!(null, [0.0, 0.0, 0.0, 1.0, 1.0]);
         let stranger = crate::spec::users::condition(100_000);
         let message = people.vector(Conditioning::UserNumber, &stranger).unwrap_err().to_string();
         assert!(message.contains("not trained on"), "{message}");
-        assert!(people.vector(Conditioning::Embedding, &stranger).is_ok());
-        assert!(people.vector(Conditioning::Embedding, &Condition::user("clip")).is_err());
+        let of = |name: &str| people.vector(Conditioning::Embedding, &Condition::user(name));
+        assert_eq!(of("user-100000").unwrap(), of("user-100000@4").unwrap());
+        assert_ne!(of("user-100000").unwrap(), of("user-100000@0.1").unwrap());
+        for unknown in ["user-100000@8", "user-3", "clip"] {
+            assert!(of(unknown).is_err(), "{unknown}");
+        }
+        let profile = |name: &str| people.profile(&Condition::user(name)).unwrap();
+        assert_eq!(profile("user-100000@0.1"), Some("shows 0"));
+        assert_eq!(profile(MEAN_USER), None);
     }
 }

@@ -1,8 +1,8 @@
 //! What must fit together in a study, whatever the disk holds: names that exist, conditions that a method can take.
 
 use super::source::Problems;
-use super::users::{MEAN_USER, of_condition};
-use super::{Conditioning, Labels, Method, Role, Spec, claim};
+use super::users::{Addressee, MEAN_USER, NULL_USER};
+use super::{Captions, Conditioning, Labels, Method, Role, Spec, claim};
 use crate::error::nearest;
 
 impl Spec {
@@ -76,7 +76,7 @@ fn check_method(
         ));
     }
     let personal = method.conditioning == Conditioning::OneHot;
-    let people = method.conditioning.is_of_people();
+    let people = method.is_of_people();
     match (&method.objective, &method.labels) {
         (None, None) if method.conditioning != Conditioning::None => {
             problems.push(format!("{place}: has conditioning but no objective: nothing would train it"));
@@ -152,21 +152,29 @@ fn check_method(
 /// What a method that knows people must say.
 fn check_people(method: &Method, place: &str, has_users: bool, problems: &mut Problems) {
     let labels = method.labels.as_ref();
-    if !has_users && (method.conditioning.is_of_people() || labels == Some(&Labels::Users)) {
+    if !has_users && (method.is_of_people() || labels == Some(&Labels::Users)) {
         problems.push(format!("{place}: asks for people, and the study has no [users]"));
     }
-    if !method.conditioning.is_of_people() {
-        return;
-    }
-    if labels != Some(&Labels::Users) {
+    if method.conditioning.is_of_people() && labels != Some(&Labels::Users) {
         problems.push(format!("{place}: people are told apart by their choices, expected labels `users`"));
     }
+    if method.conditioning.is_of_people() && method.captions == Captions::WithProfile {
+        problems.push(format!(
+            "{place}: captions = \"with-profile\" is for methods whose user branch knows nobody"
+        ));
+    }
+    if !method.is_of_people() {
+        return;
+    }
+    let in_words = method.captions == Captions::WithProfile;
     for condition in method.conditions.iter().filter(|condition| !condition.is_none()) {
         let name = condition.to_string();
-        if name != MEAN_USER && condition.single().and_then(of_condition).is_none() {
+        let of_nobody = !in_words && [MEAN_USER, NULL_USER].contains(&name.as_str());
+        if !of_nobody && condition.single().and_then(Addressee::parse).is_none() {
             problems.push(format!(
-                "{place}: condition `{name}`: expected `none`, `seen-users`, `unseen-users`, `{MEAN_USER}` or users such as \
-                 `user-3`"
+                "{place}: condition `{name}`: expected `none`, `seen-users`, `unseen-users`, `{MEAN_USER}`, `{NULL_USER}` or \
+                 users such as `user-3`, `user-3@8` (eight choices) or `user-3@4.1` (four of another block); captions with \
+                 profiles know users alone"
             ));
         }
     }

@@ -28,6 +28,9 @@ pub struct Method {
     /// Who says which image of a pair is better; absent for the base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Labels>,
+    /// What it is asked to show.
+    #[serde(default, skip_serializing_if = "Captions::is_plain")]
+    pub captions: Captions,
     /// The users that it makes images for.
     pub conditions: Vec<Condition>,
     /// The paper's numbers for this row, by reward.
@@ -37,6 +40,35 @@ pub struct Method {
     pub train: Train,
     /// `[adapter]`, with this method's own changes.
     pub adapter: Adapter,
+}
+
+/// What a method is asked to show.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Captions {
+    /// The prompt.
+    #[default]
+    Plain,
+    /// The prompt with the user's written profile behind it: personal without a user branch, by words alone.
+    WithProfile,
+}
+
+impl Captions {
+    fn is_plain(&self) -> bool {
+        *self == Self::Plain
+    }
+}
+
+impl Method {
+    /// Whether it tells the people of `[users]` apart: by its user branch, or by the words that it is asked with.
+    pub fn is_of_people(&self) -> bool {
+        self.conditioning.is_of_people() || self.captions == Captions::WithProfile
+    }
+
+    /// Whether a vision-language model reads users' choices for it.
+    pub fn reads_choices(&self) -> bool {
+        self.conditioning == Conditioning::Embedding || self.captions == Captions::WithProfile
+    }
 }
 
 /// What a method is among the others: where its row stands, and with whom it is compared.

@@ -28,7 +28,7 @@ use crate::units::{Digest, Seed};
 
 pub use claim::Claim;
 pub use identify::Identification;
-pub use method::{Condition, Conditioning, Labels, Method, Role};
+pub use method::{Captions, Condition, Conditioning, Labels, Method, Role};
 pub use plan::{Cell, Estimate, Places, Plan, SCHEMA, weights_digest};
 pub use profile::{Cost, Precision, Profile, PublicReward};
 pub use settings::{Adapter, Data, Prompts, Rewards, Sample, Seeds, Train};

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::source::Problems;
-use super::{Conditioning, Cost, Labels, Method, Precision, Profile, Spec};
+use super::{Captions, Conditioning, Cost, Labels, Method, Precision, Profile, Spec};
 use crate::data::pairs::Store;
 use crate::data::{Split, pick_a_pic, prompts, scores};
 use crate::error::{Error, Result};
@@ -310,8 +310,7 @@ impl Spec {
             let digest = weights_digest(&places.assets.join(file), profile);
             digests.extend(problems.take(digest).map(|digest| (format!("weights/{name}"), digest)));
         }
-        let embeds = |method: &Method| method.conditioning == Conditioning::Embedding;
-        if let Some(users) = self.users.as_ref().filter(|_| self.methods.iter().any(embeds)) {
+        if let Some(users) = self.users.as_ref().filter(|_| self.methods.iter().any(Method::reads_choices)) {
             let path = places.assets.join(&users.model).join("model.safetensors");
             let digest = super::users::there(&path).and_then(|()| weights_digest(&path, profile));
             let digest = problems.take(digest);
@@ -379,9 +378,13 @@ impl Spec {
         let labels = method.labels.as_ref().map(Labels::rewards).unwrap_or_default();
         let is_model =
             |name: &str| !self.profile.rewards.iter().any(|r| name == r || name == Profile::twin(r));
+        // What reads users' choices is nobody's but that of methods which ask for it.
+        let reader = self.users.as_ref().map(|users| format!("weights/{}", users.model.display()));
+        let is_reader = |name: &String| reader.as_ref() == Some(name);
         // Training sees the models around the denoiser, the pairs, and the rewards that label them; never the twins.
         let trained_on: BTreeMap<&String, &Digest> = digests
             .iter()
+            .filter(|(name, _)| !is_reader(name) || method.conditioning == Conditioning::Embedding)
             .filter(|(name, _)| {
                 let weights = name.strip_prefix("weights/");
                 *name == "data/pairs"
@@ -414,7 +417,8 @@ impl Spec {
         let noise_seeds = self.noise_seeds(method);
         let cell_digests: BTreeMap<String, Digest> = digests
             .iter()
-            .filter(|(name, _)| *name != "data/pairs" || training.is_some())
+            .filter(|(name, _)| *name != "data/pairs" || training.is_some() || method.reads_choices())
+            .filter(|(name, _)| !is_reader(name) || method.reads_choices())
             .map(|(name, digest)| (name.clone(), digest.clone()))
             .collect();
         let config = json!({
@@ -430,7 +434,10 @@ impl Spec {
             "rewards": self.rewards,
             "digests": cell_digests,
         });
-        let config = self.profile.complete(config);
+        let mut config = self.profile.complete(config);
+        if let (Captions::WithProfile, Some(users)) = (method.captions, &self.users) {
+            config["captions"] = json!({"kind": method.captions, "people": users.identity()});
+        }
         let id = format!("{}-s{}-{}", slug(&method.name), seed.get(), hash(&config, 12));
         Cell {
             folder: folder.join("cells").join(&id),

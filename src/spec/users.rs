@@ -1,5 +1,6 @@
 //! `[users]`: the people of a real-user study, and the conditions that stand for them.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -25,8 +26,20 @@ pub struct Users {
     pub unseen: usize,
     /// Pairs that each chooses between.
     pub pairs_per_user: usize,
-    /// Choices that an embedding is made from. The first group of each user is used for nothing but to make images for her.
+    /// Choices that stand for a user where nothing else is said.
     pub shots: usize,
+    /// How many choices a vector that is trained on is made from: drawn from these for each group; absent: `shots`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub learned_shots: Vec<usize>,
+    /// Blocks of choices of each user that are used for nothing but to make images for her: other ones under each draw.
+    #[serde(default = "one")]
+    pub draws: usize,
+    /// Choices of a block: the most that a condition can ask for; absent: `shots`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub most_shots: Option<usize>,
+    /// How often a choice is learned for the null user instead of her who chose.
+    #[serde(default)]
+    pub null_share: f64,
     /// Users of each kind that images are made for.
     pub evaluated: usize,
     /// The folder of the model that embeds, among the assets.
@@ -79,6 +92,8 @@ const SEEN: &str = "seen-users";
 const UNSEEN: &str = "unseen-users";
 /// The user whose embedding is the mean of those trained on.
 pub const MEAN_USER: &str = "mean-user";
+/// The user that choices of everybody are learned for.
+pub const NULL_USER: &str = "null-user";
 /// What a user's name begins with.
 const PREFIX: &str = "user-";
 
@@ -97,14 +112,50 @@ pub(super) fn there(path: &Path) -> Result<()> {
     ))
 }
 
-/// The condition of one user.
-pub fn condition(id: i64) -> Condition {
-    Condition::user(format!("{PREFIX}{id}"))
+fn one() -> usize {
+    1
 }
 
-/// The user that a condition's name stands for, where it stands for one.
-pub fn of_condition(name: &str) -> Option<i64> {
-    name.strip_prefix(PREFIX)?.parse().ok()
+/// Whom a condition's images are for, and which of her choices stand for her.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Addressee {
+    /// The user.
+    pub user: i64,
+    /// How many choices; none: the study's number.
+    pub shots: Option<usize>,
+    /// Out of which of her blocks.
+    pub draw: usize,
+}
+
+impl Addressee {
+    /// What a condition's name says: `user-3`, `user-3@8` (eight choices), `user-3@4.1` (four of the second block).
+    pub fn parse(name: &str) -> Option<Self> {
+        let (user, told) = match name.strip_prefix(PREFIX)?.split_once('@') {
+            Some((user, told)) => (user, Some(told)),
+            None => (name.strip_prefix(PREFIX)?, None),
+        };
+        let (shots, draw) = match told.map(|told| told.split_once('.').unwrap_or((told, "0"))) {
+            Some((shots, draw)) => (Some(shots.parse().ok()?), draw.parse().ok()?),
+            None => (None, 0),
+        };
+        Some(Self { user: user.parse().ok()?, shots, draw })
+    }
+}
+
+impl std::fmt::Display for Addressee {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{PREFIX}{}", self.user)?;
+        match (self.shots, self.draw) {
+            (None, _) => Ok(()),
+            (Some(shots), 0) => write!(f, "@{shots}"),
+            (Some(shots), draw) => write!(f, "@{shots}.{draw}"),
+        }
+    }
+}
+
+/// The condition of one user.
+pub fn condition(id: i64) -> Condition {
+    Condition::user(Addressee { user: id, shots: None, draw: 0 }.to_string())
 }
 
 impl Users {
@@ -123,14 +174,37 @@ impl Users {
         identity
     }
 
-    /// Puts each user's own condition where a method asks for all of a kind.
+    /// Puts each user's own condition where a method asks for all of a kind: `seen-users`, `unseen-users@8`.
     pub(super) fn expand(&self, method: &mut Method) {
-        let expanded = method.conditions.iter().flat_map(|condition| match condition.single() {
-            Some(SEEN) => self.evaluated(Kind::Seen).map(self::condition).collect(),
-            Some(UNSEEN) => self.evaluated(Kind::Unseen).map(self::condition).collect(),
-            _ => vec![condition.clone()],
+        let everybody = |name: &str| -> Option<Vec<Condition>> {
+            let (kind, told) = [(SEEN, Kind::Seen), (UNSEEN, Kind::Unseen)]
+                .into_iter()
+                .find_map(|(all, kind)| Some((kind, name.strip_prefix(all)?)))?;
+            let one = |id: i64| Condition::user(format!("{PREFIX}{id}{told}"));
+            (told.is_empty() || told.starts_with('@')).then(|| self.evaluated(kind).map(one).collect())
+        };
+        let expanded = method.conditions.iter().flat_map(|condition| {
+            condition.single().and_then(everybody).unwrap_or_else(|| vec![condition.clone()])
         });
         method.conditions = expanded.collect();
+    }
+
+    /// Choices of a block that images are made from.
+    pub fn block(&self) -> usize {
+        self.most_shots.unwrap_or(self.shots)
+    }
+
+    /// How many choices vectors that are trained on are made from.
+    pub fn learned_shots(&self) -> Vec<usize> {
+        if self.learned_shots.is_empty() { vec![self.shots] } else { self.learned_shots.clone() }
+    }
+
+    /// Everybody whose choices are read for images of these methods, and which ones.
+    pub fn told(&self, methods: &[Method]) -> BTreeSet<(i64, usize, usize)> {
+        let read = methods.iter().filter(|method| method.reads_choices());
+        let addressed = read.flat_map(|method| &method.conditions).filter_map(Condition::single);
+        let told = addressed.filter_map(Addressee::parse);
+        told.map(|one| (one.user, one.shots.unwrap_or(self.shots), one.draw)).collect()
     }
 
     pub(super) fn check(&self, study: &str, methods: &[Method], problems: &mut Problems) {
@@ -138,13 +212,37 @@ impl Users {
         if self.evaluated == 0 || self.evaluated > most {
             problems.push(format!("{study}: users.evaluated is {}, expected 1 to {most}", self.evaluated));
         }
-        // One group makes images; of two further ones, each can stand for the user while the other is learned from.
-        let least = 3 * self.shots;
-        if self.shots == 0 || self.pairs_per_user < least {
+        // Blocks make images; of two further groups, each can stand for the user while the other is learned from.
+        let largest = self.learned_shots().into_iter().max().unwrap_or(self.shots);
+        let least = self.draws * self.block() + 2 * largest;
+        if self.pairs_per_user < least {
             problems.push(format!(
-                "{study}: users.pairs_per_user is {}, expected at least {least}: three groups of users.shots",
-                self.pairs_per_user
+                "{study}: users.pairs_per_user is {}, expected at least {least}: users.draws blocks of {} and two groups of \
+                 {largest}",
+                self.pairs_per_user,
+                self.block()
             ));
+        }
+        if self.shots == 0 || self.draws == 0 || self.block() < self.shots || self.learned_shots.contains(&0)
+        {
+            problems.push(format!(
+                "{study}: users.shots, users.draws and each of users.learned_shots must be at least 1, and \
+                 users.most_shots at least users.shots"
+            ));
+        }
+        if !(0.0..1.0).contains(&self.null_share) {
+            problems
+                .push(format!("{study}: users.null_share is {}, expected 0 to less than 1", self.null_share));
+        }
+        for (user, shots, draw) in self.told(methods) {
+            if shots > self.block() || draw >= self.draws {
+                problems.push(format!(
+                    "{study}: user {user} with {shots} choices of block {draw}: there are {} blocks of {}; raise users.draws \
+                     or users.most_shots",
+                    self.draws,
+                    self.block()
+                ));
+            }
         }
         if self.batch == 0 || self.max_new_tokens == 0 {
             problems.push(format!("{study}: users.batch and users.max_new_tokens must be at least 1"));
