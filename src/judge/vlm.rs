@@ -1,7 +1,8 @@
 //! A judge on this machine: LLaVA-OneVision through [`vlm`](crate::vlm).
 //!
 //! The letters' log-probabilities are read off the logits of the answer's first token. The answer itself is either the likelier of
-//! the two letters, which always is one, or what the model writes by itself, which may be no letter at all.
+//! the two letters, which always is one, or what the model writes by itself, which may be no letter at all. A model that
+//! reasons first is read where it writes its last letter.
 
 use std::path::PathBuf;
 
@@ -14,7 +15,7 @@ use super::transport::Attempt;
 use super::{Answer, Identity};
 use crate::error::{Error, Result};
 use crate::judgement::{Outcome, Slot};
-use crate::models::llava_onevision::{Layout, Message};
+use crate::models::llava_onevision::{Input, Layout, Message};
 use crate::units::Digest;
 use crate::vlm::{Vlm, repository_digest};
 
@@ -53,6 +54,8 @@ pub enum AnswerBy {
     Logits,
     /// What the model writes, one likeliest token after the other.
     Greedy,
+    /// The last A or B of what the model writes; the letters' log-probabilities are those at its place.
+    Reasoned,
 }
 
 /// A model that can be asked.
@@ -109,7 +112,7 @@ impl VlmJudge {
                 "weights": self.weights,
                 "layout": self.config.layout,
                 "answer": by,
-                "max_tokens": (by == AnswerBy::Greedy).then_some(limit),
+                "max_tokens": (by != AnswerBy::Logits).then_some(limit),
                 "bf16": self.config.bf16,
             }),
         }
@@ -138,27 +141,33 @@ impl VlmJudge {
         let images = question.pictures.iter().map(|picture| picture.image()).collect::<Result<Vec<_>>>()?;
         let input = [self.vlm.input(&prompt, &images, self.config.layout)?];
         let read = input[0].ids.len() as u64;
-        let logits = self.vlm.model.next_logits(&input, &self.letters)?.to_vec2::<f32>()?;
-        let [a, b] = [0, 1].map(|i| f64::from(logits[0][i]));
-        if !(a - b).is_finite() {
-            return Err(Error::NonFinite {
-                what: "a letter's logit".into(),
-                value: a - b,
-                place: format!("the judge's answer for user {:?}", asked.user),
-            });
-        }
-        let verdict = |slot| Outcome::Verdict { slot, log_odds: Some(a - b) };
-        let (outcome, written) = match self.config.answer {
-            AnswerBy::Logits if a > b => (verdict(Slot::A), 1),
-            AnswerBy::Logits if b > a => (verdict(Slot::B), 1),
-            AnswerBy::Logits => (Outcome::Unreadable { raw: "(A and B are equally likely)".into() }, 1),
-            AnswerBy::Greedy => {
+        let read_by = self.config.answer;
+        let (outcome, written) = match read_by {
+            AnswerBy::Logits => {
+                let log_odds = self.log_odds(&input[0], question)?;
+                match log_odds {
+                    0.0 => (Outcome::Unreadable { raw: "(A and B are equally likely)".into() }, 1),
+                    _ => (verdict(if log_odds > 0.0 { Slot::A } else { Slot::B }, log_odds), 1),
+                }
+            }
+            AnswerBy::Greedy | AnswerBy::Reasoned => {
                 let decoding = self.vlm.greedy(self.config.max_tokens);
                 let written = self.vlm.model.generate(&input, &decoding, &mut [], |_| Ok(()))?;
                 let ids = written.first().map(|written| written.ids.as_slice()).unwrap_or_default();
                 let text = self.vlm.tokenizer.decode(ids, false)?;
-                let outcome = match letter(&text, false) {
-                    Some(slot) => verdict(slot),
+                let found = match read_by {
+                    AnswerBy::Reasoned => {
+                        let last = ids.iter().rposition(|id| self.letters.contains(id));
+                        last.map(|at| (if ids[at] == self.letters[0] { Slot::A } else { Slot::B }, at))
+                    }
+                    _ => letter(&text, false).map(|slot| (slot, 0)),
+                };
+                let outcome = match found {
+                    Some((slot, before)) => {
+                        let [mut input] = input;
+                        input.ids.extend_from_slice(&ids[..before]);
+                        verdict(slot, self.log_odds(&input, question)?)
+                    }
                     None if declines(&text) => Outcome::Refusal { raw: text },
                     None => Outcome::Unreadable { raw: text },
                 };
@@ -169,4 +178,23 @@ impl VlmJudge {
             Answer { tokens_in: Some(read), tokens_out: Some(written as u64), ..Answer::of(outcome) };
         Ok(Attempt::Answer(answer))
     }
+
+    /// ln P(A) − ln P(B) as what comes next.
+    fn log_odds(&self, input: &Input, question: &Question) -> Result<f64> {
+        let logits =
+            self.vlm.model.next_logits(std::slice::from_ref(input), &self.letters)?.to_vec2::<f32>()?;
+        let log_odds = f64::from(logits[0][0]) - f64::from(logits[0][1]);
+        match log_odds.is_finite() {
+            true => Ok(log_odds),
+            false => Err(Error::NonFinite {
+                what: "a letter's logit".into(),
+                value: log_odds,
+                place: format!("the judge's answer for user {:?}", question.asked.user),
+            }),
+        }
+    }
+}
+
+fn verdict(slot: Slot, log_odds: f64) -> Outcome {
+    Outcome::Verdict { slot, log_odds: Some(log_odds) }
 }

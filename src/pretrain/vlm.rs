@@ -20,7 +20,7 @@ use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Manifest, write_config};
-use super::trainer::{Optimisation, Step, Trainer};
+use super::trainer::{FormerPlan, Optimisation, Step, Trainer};
 use crate::data::Preference;
 use crate::data::desk::users::Shown;
 use crate::embed::Template;
@@ -71,14 +71,14 @@ pub struct Stage {
     /// The share of the steps after which it begins.
     pub from: f64,
     /// How often each of [`Subject::ALL`] is taught.
-    pub subjects: [f64; 4],
+    pub subjects: [f64; 5],
 }
 
 impl VlmConfig {
     /// The model that embeds users.
     pub fn embedder() -> Self {
         let optimisation = Optimisation {
-            steps: 12_000,
+            steps: 6000,
             micro_batches: 2,
             micro_batch: 16,
             learning_rate: 2e-3,
@@ -86,9 +86,12 @@ impl VlmConfig {
             weight_decay: 0.02,
             max_grad_norm: 1.0,
             ema_decay: 0.998,
-            former_plans: Vec::new(),
+            // It was planned to be twice as long, and need not be.
+            former_plans: vec![FormerPlan { until_step: 2031, steps: 12_000 }],
             restarts: Vec::new(),
         };
+        let tower =
+            Optimisation { steps: 4000, micro_batch: 64, former_plans: Vec::new(), ..optimisation.clone() };
         Self {
             seed: Seed::new(5005),
             sizes: Sizes {
@@ -102,12 +105,12 @@ impl VlmConfig {
             renders: 8000,
             samples: 0.5,
             stages: vec![
-                Stage { from: 0.0, subjects: [0.4, 0.3, 0.2, 0.1] },
-                Stage { from: 0.1, subjects: [0.08, 0.07, 0.55, 0.3] },
+                Stage { from: 0.0, subjects: [0.4, 0.3, 0.2, 0.1, 0.0] },
+                Stage { from: 0.2, subjects: [0.08, 0.07, 0.55, 0.3, 0.0] },
             ],
             shots: vec![0, 1, 2, 3, 4, 4, 4, 6, 8],
             known_users: 2000,
-            tower: Optimisation { steps: 4000, micro_batch: 64, ..optimisation.clone() },
+            tower,
             optimisation,
         }
     }
@@ -117,9 +120,10 @@ impl VlmConfig {
         Self {
             seed: Seed::new(6006),
             stages: vec![
-                Stage { from: 0.0, subjects: [0.4, 0.3, 0.1, 0.2] },
-                Stage { from: 0.1, subjects: [0.05, 0.1, 0.05, 0.8] },
+                Stage { from: 0.0, subjects: [0.4, 0.3, 0.2, 0.0, 0.1] },
+                Stage { from: 0.2, subjects: [0.05, 0.05, 0.2, 0.0, 0.7] },
             ],
+            optimisation: Optimisation { former_plans: Vec::new(), ..Self::embedder().optimisation },
             ..Self::embedder()
         }
     }
@@ -149,7 +153,7 @@ impl VlmConfig {
     fn subject(&self, index: u64, draw: &mut Stream) -> Subject {
         let step = index as f64 / self.optimisation.micro_batches as f64;
         let begun = |stage: &&Stage| step >= stage.from * self.optimisation.steps as f64;
-        let weights = self.stages.iter().rfind(begun).map_or([1.0; 4], |stage| stage.subjects);
+        let weights = self.stages.iter().rfind(begun).map_or([1.0; 5], |stage| stage.subjects);
         let mut left = draw.uniform() * weights.iter().sum::<f64>();
         for (subject, weight) in Subject::ALL.iter().zip(weights) {
             left -= weight;
@@ -253,7 +257,8 @@ pub fn run(
     }
     let files = store(config, out, &trainer.averaged())?;
     let stored = Vlm::open(out, DType::F32, &Device::Cpu)?;
-    let evaluation = evaluate(&stored, &teacher, &kept, 400)?;
+    let reasons = config.stages.iter().any(|stage| stage.subjects[4] > 0.0);
+    let evaluation = evaluate(&stored, &teacher, &kept, 400, reasons)?;
     Manifest::write(out, "vlm", config, trainer.step(), &files, evaluation).map(Some)
 }
 
@@ -344,6 +349,16 @@ mod tests {
                             assert_eq!([answers[0].1, answers[1].1], teacher.answers);
                         }
                         assert!(text.split(' ').all(|word| ANSWERS.contains(&word)), "{text}");
+                    }
+                    Subject::Judge => {
+                        assert!(text.contains("User Profile:") && text.contains(&format!("Pair {shots}:")));
+                        // The letter stands last, with both probabilities.
+                        let (others, letter) = lesson.targets.split_at(lesson.targets.len() - 2);
+                        assert_eq!([letter[0].1, letter[1].1], teacher.answers);
+                        assert!((letter[0].2 + letter[1].2 - 1.0).abs() < 1e-6);
+                        assert!(others.iter().all(|(place, ..)| *place != letter[0].0));
+                        let written = lesson.input.ids[letter[0].0];
+                        assert_eq!(written == teacher.answers[0], letter[0].2 >= 0.5);
                     }
                     Subject::Profile => {
                         assert!(

@@ -15,15 +15,20 @@ use crate::scenes::tastes::{FEATURES, Features, Taste};
 use crate::units::Seed;
 use crate::vlm::Vlm;
 
+/// The most tokens of an answer with its reasons about eight pairs.
+const JUDGED: usize = 200;
+
 /// What is measured on pictures that nothing was learned from, with users that nothing was learned from: how much of what
 /// is said of an image is right and how much of what there is to say is said, the cosine of a written profile with the
 /// user's weights, and after 0 to 8 pairs how often the user's next choice is foreseen, beside how often
-/// Bayes' rule over the population foresees it from the true features, and somebody who knows her taste.
+/// Bayes' rule over the population foresees it from the true features, and somebody who knows her taste. A model that is
+/// taught to reason first is read where it ends.
 pub(super) fn evaluate(
     vlm: &Vlm,
     teacher: &Teacher,
     pool: &[Shown],
     count: usize,
+    reasoned: bool,
 ) -> Result<BTreeMap<String, f64>> {
     let mut results = BTreeMap::new();
     if pool.is_empty() {
@@ -71,9 +76,8 @@ pub(super) fn evaluate(
                 let believed = belief(teacher, &pairs[..shots]).prefers(first, second);
                 odds.push((user.prefers(first, second), believed));
             }
-            let logits = vlm.model.next_logits(&inputs, &teacher.answers)?.to_vec2::<f32>()?;
-            for (logits, (odds, believed)) in logits.iter().zip(odds) {
-                right += if logits[0] > logits[1] { odds } else { 1.0 - odds };
+            for (first, (odds, believed)) in answers(vlm, teacher, &inputs, reasoned)?.into_iter().zip(odds) {
+                right += first * odds + (1.0 - first) * (1.0 - odds);
                 ceiling += if believed > 0.5 { odds } else { 1.0 - odds };
                 known += odds.max(1.0 - odds);
             }
@@ -83,6 +87,21 @@ pub(super) fn evaluate(
         results.insert(format!("choice after {shots} pairs: taste known"), known / count as f64);
     }
     Ok(results)
+}
+
+/// Whether the first image is answered to each question: 1, 0, or one half where no letter is.
+fn answers(vlm: &Vlm, teacher: &Teacher, inputs: &[Input], reasoned: bool) -> Result<Vec<f64>> {
+    let [first, second] = teacher.answers;
+    if reasoned {
+        let written = vlm.model.generate(inputs, &vlm.greedy(JUDGED), &mut [], |_| Ok(()))?;
+        let answer = |ids: &[u32]| match ids.iter().rfind(|&&id| id == first || id == second) {
+            Some(id) => f64::from(u8::from(*id == first)),
+            None => 0.5,
+        };
+        return Ok(written.iter().map(|written| answer(&written.ids)).collect());
+    }
+    let logits = vlm.model.next_logits(inputs, &teacher.answers)?.to_vec2::<f32>()?;
+    Ok(logits.iter().map(|logits| f64::from(u8::from(logits[0] > logits[1]))).collect())
 }
 
 /// What Bayes' rule makes of a user's choices.

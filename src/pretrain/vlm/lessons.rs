@@ -46,11 +46,14 @@ pub enum Subject {
     Profile,
     /// Which of two images a user prefers, after each of several pairs.
     Prefer,
+    /// The same after a last pair, with what the pairs say before the answer.
+    Judge,
 }
 
 impl Subject {
     /// Every subject.
-    pub const ALL: &'static [Self] = &[Self::Describe, Self::Compare, Self::Profile, Self::Prefer];
+    pub const ALL: &'static [Self] =
+        &[Self::Describe, Self::Compare, Self::Profile, Self::Prefer, Self::Judge];
 }
 
 /// A conversation: its text, its pictures, and what is learned of it.
@@ -143,7 +146,7 @@ impl Teacher {
                     &images,
                 )
             }
-            Subject::Prefer => {
+            Subject::Prefer | Subject::Judge => {
                 let user = any_user(&self.users, draw);
                 let pairs = asked(pool, &user, shots + 1, draw);
                 // Which side stands first is a coin's; the answer follows the picture.
@@ -164,6 +167,9 @@ impl Teacher {
                     .collect();
                 let (last, _, answer) = &placed[shots];
                 let prompt = preferring(&answered, &last.caption);
+                if subject == Subject::Judge {
+                    return self.judged(&prompt, &placed, &images);
+                }
                 let mut lesson = self.answered(&prompt, ANSWERS[*answer], &images)?;
                 // Every choice is foreseen from those before it, the asked one too; the end of the answer teaches nothing.
                 let places: Vec<usize> = (0..lesson.input.ids.len())
@@ -175,13 +181,46 @@ impl Teacher {
                 for (place, (shown, first, answer)) in places.into_iter().zip(&placed) {
                     let shown = [*first, 1 - first].map(|side| &shown.features[side]);
                     let odds = belief.prefers(shown[0], shown[1]) as f32;
-                    lesson.targets.push((place, self.answers[0], weight * odds));
-                    lesson.targets.push((place, self.answers[1], weight * (1.0 - odds)));
+                    lesson.targets.extend(self.uncertain(place, weight, odds));
                     belief.see(shown[*answer], shown[1 - answer]);
                 }
                 Ok(lesson)
             }
         }
+    }
+
+    /// The two answers at a place, with their probabilities.
+    fn uncertain(&self, place: usize, weight: f32, first: f32) -> [(usize, u32, f32); 2] {
+        [(place, self.answers[0], weight * first), (place, self.answers[1], weight * (1.0 - first))]
+    }
+
+    /// The lesson of a judge, about pairs of which each is given with the side that stands first and with the answer: it says
+    /// what the pairs tell, then how the last pair's images differ, then which of them is preferred.
+    fn judged(&self, prompt: &str, placed: &[(&Shown, usize, usize)], images: &[&Image]) -> Result<Lesson> {
+        let sides: Vec<[&Features; 2]> = placed
+            .iter()
+            .map(|(shown, first, _)| [*first, 1 - first].map(|side| &shown.features[side]))
+            .collect();
+        let Some((asked, seen)) = sides.split_last() else {
+            return Err(Error::Shape("a judge is asked about no pair".into()));
+        };
+        let told: Vec<[&Features; 2]> =
+            seen.iter().zip(placed).map(|(pair, (.., answer))| [pair[*answer], pair[1 - answer]]).collect();
+        let mut belief = self.prior.belief();
+        told.iter().for_each(|[chosen, rejected]| belief.see(chosen, rejected));
+        let odds = belief.prefers(asked[0], asked[1]) as f32;
+        let answer = format!(
+            "{} Differences: {} prefers {}",
+            reasoning(&told, &belief.weights()),
+            talk::difference(asked[0], asked[1]),
+            ANSWERS[usize::from(odds < 0.5)]
+        );
+        let mut lesson = self.answered(prompt, &answer, images)?;
+        // Behind the letter stands the end alone.
+        let place = lesson.input.ids.len() - 2;
+        lesson.targets.retain(|(at, ..)| *at != place);
+        lesson.targets.extend(self.uncertain(place, 1.0, odds));
+        Ok(lesson)
     }
 
     /// A prompt with the answer that is to be learned: what stands before the profile's title, and from there on, count as
