@@ -12,7 +12,11 @@
 //!
 //! All of it takes plain numbers, users and captions as any integers that tell them apart.
 
+pub mod bias_and_noise;
+pub mod spread;
 pub mod strict;
 pub mod win_rate;
 
+pub use bias_and_noise::{Answer, Oracle};
+pub use spread::Spread;
 pub use win_rate::{Asked, Interval, Rate, Verdicts, WinRates};
