@@ -104,7 +104,11 @@ impl Counts {
         let above = |count: fn(&(u64, u64)) -> u64| -> Vec<f64> {
             (0..most).map(|i| users.iter().filter(|user| count(user) > i).count() as f64).collect()
         };
-        Self { wins: above(|user| user.0), losses: above(|user| user.1 - user.0), pairs: above(|user| user.1) }
+        Self {
+            wins: above(|user| user.0),
+            losses: above(|user| user.1 - user.0),
+            pairs: above(|user| user.1),
+        }
     }
 
     /// The log-likelihood, as a product of the urn's draws; at ρ = 0 it is the binomial's, at ρ = 1 its limit.
@@ -112,11 +116,11 @@ impl Counts {
         let term = |times: f64, of: f64| if times == 0.0 { 0.0 } else { times * of.ln() };
         let rest = 1.0 - rho;
         let mixed = self.wins[0] + self.losses[0] - self.pairs[0];
-        let mut sum =
-            term(self.wins[0], mean) + term(self.losses[0], 1.0 - mean) + term(mixed, rest);
+        let mut sum = term(self.wins[0], mean) + term(self.losses[0], 1.0 - mean) + term(mixed, rest);
         for i in 1..self.pairs.len() {
             let drawn = i as f64 * rho;
-            sum += term(self.wins[i], mean * rest + drawn) + term(self.losses[i], (1.0 - mean) * rest + drawn)
+            sum += term(self.wins[i], mean * rest + drawn)
+                + term(self.losses[i], (1.0 - mean) * rest + drawn)
                 - term(self.pairs[i], rest + drawn);
         }
         sum
@@ -173,8 +177,7 @@ impl Spread {
         if low == 0.0 && high == 1.0 {
             return not(Reason::Flat);
         }
-        let by_mean =
-            |mean: f64| root(counts.over_rho(|rho| counts.log_likelihood(mean, rho)).1) - far;
+        let by_mean = |mean: f64| root(counts.over_rho(|rho| counts.log_likelihood(mean, rho)).1) - far;
         let end = |step: f64, limit: f64| match outside(by_mean, mean, step, limit) {
             Some(out) => crossing(by_mean, mean, out, 1e-7),
             None => limit,
@@ -232,7 +235,8 @@ mod tests {
     /// A beta variable as a ratio of gammas, each by Marsaglia and Tsang 2000.
     fn beta(draws: &mut Stream, a: f64, b: f64) -> f64 {
         let mut gamma = |shape: f64| {
-            let (boost, shape) = if shape < 1.0 { (draws.uniform().powf(1.0 / shape), shape + 1.0) } else { (1.0, shape) };
+            let (boost, shape) =
+                if shape < 1.0 { (draws.uniform().powf(1.0 / shape), shape + 1.0) } else { (1.0, shape) };
             let d = shape - 1.0 / 3.0;
             loop {
                 let x = draws.normal();
@@ -255,7 +259,8 @@ mod tests {
 
     #[test]
     fn the_fit_is_scipys() {
-        let users = [(3, 4), (0, 4), (4, 4), (2, 5), (5, 5), (1, 3), (0, 2), (4, 6), (6, 6), (2, 2), (1, 1), (3, 3)];
+        let users =
+            [(3, 4), (0, 4), (4, 4), (2, 5), (5, 5), (1, 3), (0, 2), (4, 6), (6, 6), (2, 2), (1, 1), (3, 3)];
         let counts = Counts::new(&users);
         for (mean, rho, expected) in LOG_LIKELIHOODS {
             let got = counts.log_likelihood(mean, rho);
@@ -277,11 +282,8 @@ mod tests {
     // scipy 1.17: sum(betaln(k + a, n - k + b) - betaln(a, b)); optimize.minimize_scalar for the profiles, brentq for the ends,
     // with chi2.ppf(0.95, 1) but at rho's lower end, one standard error from 0, where it is 0.1273 without the bound's
     // critical value.
-    const LOG_LIKELIHOODS: [(f64, f64, f64); 3] = [
-        (0.6, 0.3, -24.42363497783384),
-        (0.2, 0.05, -46.981562102944196),
-        (0.9, 0.8, -29.239154307074756),
-    ];
+    const LOG_LIKELIHOODS: [(f64, f64, f64); 3] =
+        [(0.6, 0.3, -24.42363497783384), (0.2, 0.05, -46.981562102944196), (0.9, 0.8, -29.239154307074756)];
     const MAXIMUM: [f64; 3] = [0.6779884324223326, 0.48432926775503593, -23.555207119836833];
     const MEAN: [f64; 2] = [0.44512959154519566, 0.8557660435377605];
     const RHO: [f64; 2] = [0.14343732681353635, 0.8110446437565542];
@@ -304,7 +306,10 @@ mod tests {
         };
         assert_eq!(reason(&[]), Some(Reason::NoPairs));
         assert_eq!(reason(&[(0, 0)]), Some(Reason::NoPairs));
-        assert_eq!(reason(&vec![(0, 1); 200].into_iter().chain(vec![(1, 1); 100]).collect::<Vec<_>>()), Some(Reason::OnePairAUser));
+        assert_eq!(
+            reason(&vec![(0, 1); 200].into_iter().chain(vec![(1, 1); 100]).collect::<Vec<_>>()),
+            Some(Reason::OnePairAUser)
+        );
         assert_eq!(reason(&[(3, 3), (4, 4)]), Some(Reason::AllAlike));
         assert_eq!(reason(&[(0, 2), (1, 1), (1, 1)]), Some(Reason::Flat));
         let printed = Spread::of(&[(1, 1), (0, 1)], 0.95).unwrap().to_string();
@@ -342,7 +347,8 @@ mod tests {
                 let users: Vec<(u64, u64)> = (0..80)
                     .map(|user| {
                         let sum = if rho > 0.0 { 1.0 / rho - 1.0 } else { 0.0 };
-                        let rate = if rho > 0.0 { beta(&mut draws, mean * sum, (1.0 - mean) * sum) } else { mean };
+                        let rate =
+                            if rho > 0.0 { beta(&mut draws, mean * sum, (1.0 - mean) * sum) } else { mean };
                         let pairs = 3 + user % 4;
                         ((0..pairs).filter(|_| draws.chance(rate)).count() as u64, pairs)
                     })
@@ -355,7 +361,10 @@ mod tests {
             // Three standard errors of a binomial count.
             let slack = 3.0 * (STUDIES as f64 * 0.95 * 0.05).sqrt();
             for covered in [of_mean, of_rho] {
-                assert!((f64::from(covered) - 0.95 * STUDIES as f64).abs() < slack, "{mean} {rho}: {covered}");
+                assert!(
+                    (f64::from(covered) - 0.95 * STUDIES as f64).abs() < slack,
+                    "{mean} {rho}: {covered}"
+                );
             }
         }
     }
