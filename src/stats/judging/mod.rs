@@ -12,11 +12,15 @@
 //!
 //! All of it takes plain numbers, users and captions as any integers that tell them apart.
 
+pub mod audit;
 pub mod bias_and_noise;
+pub mod correction;
 pub mod spread;
 pub mod strict;
 pub mod win_rate;
 
+pub use audit::{Agreement, Audit, Call, Share};
 pub use bias_and_noise::{Answer, Oracle};
+pub use correction::{Corrected, Correction, Label, Predicted};
 pub use spread::Spread;
 pub use win_rate::{Asked, Interval, Rate, Verdicts, WinRates};
