@@ -125,7 +125,8 @@ mod tests {
         let close = |rate: Option<f64>, tally: Option<f64>| {
             assert!((rate.unwrap() - tally.unwrap()).abs() < 1e-12, "{rate:?} {tally:?}");
         };
-        let value = |rate: &Option<crate::stats::judging::Rate>| rate.as_ref().map(|rate| rate.estimate.value);
+        let value =
+            |rate: &Option<crate::stats::judging::Rate>| rate.as_ref().map(|rate| rate.estimate.value);
         close(value(&rates.ties_as_half), tally.ties_as_half());
         close(value(&rates.strict), tally.strict());
         close(value(&rates.consistency), tally.consistency());

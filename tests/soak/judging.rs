@@ -57,12 +57,10 @@ impl Study {
             ("much noise", Self { bias: 1.0, noise: 0.5, ..plain }),
             ("probabilities, odds", Self { probabilities: true, odds_known: true, ..plain }),
             ("tuned", Self { weight: Weight::Tuned, ..plain }),
-            ("tuned, probabilities, much noise", Self {
-                weight: Weight::Tuned,
-                probabilities: true,
-                noise: 0.4,
-                ..plain
-            }),
+            (
+                "tuned, probabilities, much noise",
+                Self { weight: Weight::Tuned, probabilities: true, noise: 0.4, ..plain },
+            ),
             ("twenty labelled users", Self { labelled: 20, ..plain }),
             ("users in general", Self { scope: Scope::Users, ..plain }),
             ("users in general, tuned", Self { scope: Scope::Users, weight: Weight::Tuned, ..plain }),
@@ -80,7 +78,8 @@ impl Study {
                 let d = taste + within * draws.normal();
                 let mut left = 0.0;
                 for log_odds in [d, -d] {
-                    let first = draws.chance((1.0 - self.noise) * sigmoid(log_odds + self.bias) + self.noise / 2.0);
+                    let first =
+                        draws.chance((1.0 - self.noise) * sigmoid(log_odds + self.bias) + self.noise / 2.0);
                     answers.push(Answer { log_odds, first });
                     left += if first == (log_odds == d) { 0.5 } else { 0.0 };
                 }
