@@ -157,12 +157,18 @@ impl TwoWay {
         (total, (few_df + satterthwaite.clamp(few_df, few_df + many_df)) / 2.0)
     }
 
-    /// The variance of the mean over that of as many independent rows; `None` where the values do not vary or there is
-    /// one user and one caption.
+    /// Whether the levels' means differ by more than the last bits of their sums.
+    fn varies(&self) -> bool {
+        let mean_square = self.squares / self.rows + self.mean * self.mean;
+        !self.constant && self.variance().0 > 1e-24 * mean_square
+    }
+
+    /// The variance of the mean over that of as many independent rows; `None` where all levels have one mean or
+    /// there is one user and one caption.
     pub fn design_effect(&self) -> Option<f64> {
         let independent = self.squares / (self.rows * (self.rows - 1.0));
-        let known = !self.constant && (self.users() > 1 || self.captions() > 1);
-        known.then(|| self.variance().0 / independent)
+        let known = self.users() > 1 || self.captions() > 1;
+        (known && self.varies()).then(|| self.variance().0 / independent)
     }
 
     /// The mean with its bootstrap.
@@ -180,7 +186,7 @@ impl TwoWay {
             (_, 1) => Some("conditional on this caption"),
             _ => None,
         };
-        let inference = if self.constant {
+        let inference = if !self.varies() {
             Inference::constant(self.mean, few.count())
         } else {
             let (variance, df) = self.variance();
