@@ -10,6 +10,8 @@
 //! - [`bias_and_noise`]: the two parameters of a judge that is right but for a favourite slot and coins;
 //! - [`correction`]: the mean true preference from the judge's answers and a labelled sample of the same pairs.
 //!
+//! `cargo test --test soak` holds the intervals of the last two to 95 % ± 2 in 1,000 simulated studies of each of ten designs.
+//!
 //! All of it takes plain numbers, users and captions as any integers that tell them apart.
 
 pub mod audit;

@@ -279,7 +279,7 @@ mod tests {
             assert!((got - expected).abs() < 2e-6, "{got}, expected {expected}");
         }
     }
-    // scipy 1.17: sum(betaln(k + a, n - k + b) - betaln(a, b)); optimize.minimize_scalar for the profiles, brentq for the ends,
+    // tests/reference/judging.py, scipy 1.17: sum(betaln(k + a, n - k + b) - betaln(a, b)); optimize.minimize_scalar for the profiles, brentq for the ends,
     // with chi2.ppf(0.95, 1) but at rho's lower end, one standard error from 0, where it is 0.1273 without the bound's
     // critical value.
     const LOG_LIKELIHOODS: [(f64, f64, f64); 3] =

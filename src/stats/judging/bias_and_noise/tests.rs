@@ -52,7 +52,7 @@ fn the_fit_is_scipys() {
         assert!((got - expected).abs() < 2e-5, "{got}, expected {expected}");
     }
 }
-// scipy 1.17: optimize.minimize_scalar(method="bounded") for both profiles, brentq for where they cross. b, n and the
+// tests/reference/judging.py, scipy 1.17: optimize.minimize_scalar(method="bounded") for both profiles, brentq for where they cross. b, n and the
 // log-likelihood; the interval of b; that of n, its critical values from the same equation.
 const SCIPY: [f64; 7] = [
     0.48492814104663357,
