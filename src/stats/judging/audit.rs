@@ -385,7 +385,6 @@ mod tests {
             let found = Agreement::of(&one, &other, interval).unwrap().unwrap().kappa.unwrap();
             kappa += i32::from(found.covers(truth));
         }
-        println!("{accuracy} {kappa}");
         let slack = 3.0 * (STUDIES as f64 * 0.95 * 0.05).sqrt();
         for covered in [accuracy, kappa] {
             assert!((f64::from(covered) - 0.95 * STUDIES as f64).abs() < slack, "{covered}");

@@ -171,7 +171,7 @@ impl Spread {
         let mean = counts.over_mean(rho).0;
         let far = critical_value(level, f64::INFINITY).sqrt();
         let root = |height: f64| (2.0 * (highest - height)).max(0.0).sqrt();
-        let excess = |candidate: f64| root(by_rho(candidate)) - near_zero(&by_rho, candidate, level);
+        let excess = |candidate: f64| root(by_rho(candidate)) - near_zero(by_rho, candidate, level);
         let low = if excess(0.0) > 0.0 { crossing(excess, rho, 0.0, 1e-7) } else { 0.0 };
         let high = if excess(1.0) > 0.0 { crossing(excess, rho, 1.0, 1e-7) } else { 1.0 };
         if low == 0.0 && high == 1.0 {
@@ -357,7 +357,6 @@ mod tests {
                 of_mean += i32::from(fit.mean.covers(mean));
                 of_rho += i32::from(fit.overdispersion.covers(rho));
             }
-            println!("mean {mean} rho {rho}: {of_mean} {of_rho}");
             // Three standard errors of a binomial count.
             let slack = 3.0 * (STUDIES as f64 * 0.95 * 0.05).sqrt();
             for covered in [of_mean, of_rho] {

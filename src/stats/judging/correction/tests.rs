@@ -135,7 +135,7 @@ fn users_who_are_sampled_more_often_weigh_less() {
         let mut draws = stream(Seed::new(study), "unequal inclusion", 0);
         let predicted: Vec<Predicted> =
             (0..480).map(|i| Predicted { user: i / 4, pair: i, prediction: 0.5 }).collect();
-        let preferred = |pair: u64| if pair / 4 % 2 == 0 { 0.9 } else { 0.5 };
+        let preferred = |pair: u64| if (pair / 4).is_multiple_of(2) { 0.9 } else { 0.5 };
         let (mut labels, mut inclusion) = (Vec::new(), BTreeMap::new());
         let truths: Vec<f64> =
             (0..480).map(|pair| f64::from(u8::from(draws.chance(preferred(pair))))).collect();
