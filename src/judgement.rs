@@ -2,8 +2,10 @@
 //!
 //! A judge sees two images and says which one a user would prefer. Each pair is asked in both orders, since judges favour a
 //! place. A call ends in exactly one named state, and nothing but an answer that was read becomes a verdict. What this module
-//! does not do: ask anybody (see [`judge`](crate::judge)), touch files, or attach intervals (see [`stats`](crate::stats)).
+//! does not do: ask anybody (see [`judge`](crate::judge)), touch files, or attach intervals (see [`stats::judging`](crate::stats::judging), which
+//! takes pairs and calls as [`asked`] and [`calls`] hand them on).
 
+mod rates;
 mod table;
 mod tally;
 
@@ -11,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::units::Digest;
 
+pub use rates::{asked, calls};
 pub use table::{COLUMNS, read, write};
 pub use tally::{Calls, Pair, PairState, Tally, pairs, sigmoid};
 

@@ -156,7 +156,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     }
     replace_file(&arguments.out, judgement::write(&judged.rows)?.as_bytes())?;
     terminal::say(global.quiet, &summary::cost(&judged));
-    println!("{}", summary::rows(&judged.rows, global.json));
+    println!("{}", summary::rows(&judged.rows, global.json)?);
     let all = judged.rows.iter().all(|row| row.preferred().is_some());
     Ok(if global.strict && !all { Verdict::DoesNotHold } else { Verdict::Done })
 }

@@ -229,7 +229,9 @@ impl Clusters {
         if clusters < 2 {
             return Ok(Inference::unknown(value, "a single cluster: no interval"));
         }
-        if is_constant(&self.totals.iter().map(|(sum, count)| sum / count).collect::<Vec<_>>()) {
+        // But for the last bits: a sum of equal values over their count is not quite that value.
+        let differs = |(sum, count): &(f64, f64)| (sum / count - value).abs() > 1e-12 * value.abs();
+        if !self.totals.iter().any(differs) {
             return Ok(Inference::constant(value, clusters));
         }
         Ok(match replicates.bca_correction(&self.jackknife()) {

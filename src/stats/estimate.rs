@@ -77,6 +77,12 @@ pub enum Method {
     ClusterBootstrap,
     /// Bootstrap with independent weights for training seeds and for prompts, corrected for few seeds.
     CrossedBootstrap,
+    /// Bootstrap with independent weights for users and for captions, over rows that need not be balanced.
+    TwoWayBootstrap,
+    /// Values that a likelihood-ratio test does not reject, the other parameters at their best for each of them.
+    ProfileLikelihood,
+    /// Student's t about a variance from leaving out one user in turn.
+    Jackknife,
     /// Values of a ratio that the data do not reject (Fieller 1954), by the crossed or the prompt bootstrap.
     Fieller,
     /// Wilson's score interval of a proportion.
@@ -100,6 +106,9 @@ impl Method {
             Self::Bca => "BCa bootstrap",
             Self::ClusterBootstrap => "cluster bootstrap (BCa)",
             Self::CrossedBootstrap => "crossed bootstrap over seeds and prompts",
+            Self::TwoWayBootstrap => "crossed bootstrap over users and captions",
+            Self::ProfileLikelihood => "profile-likelihood interval",
+            Self::Jackknife => "jackknife over users",
             Self::Fieller => "Fieller interval",
             Self::Wilson => "Wilson interval",
             Self::WilsonCorrected => "Wilson interval with continuity correction",

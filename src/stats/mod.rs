@@ -6,9 +6,11 @@
 //! - [`mean_interval`], [`rate_interval`] and [`ratio_interval`] for values of (prompt, training seed), a [`Crossed`]
 //!   matrix; [`Crossed::inference`] where a p-value is wanted beside the interval;
 //! - [`Clusters`] for rows that share a cluster and have no second factor;
+//! - [`TwoWay`] for rows of two crossed factors that are not balanced, such as users and the captions each was asked about;
+//! - [`judging`] for what a judge's verdicts say, how good the judge is, and the correction for what it gets wrong;
 //! - [`proportion`] for plain counts, [`contrast`] for verdicts and for several claims at once.
 //!
-//! The Fréchet distance and agreement between raters are not here yet.
+//! The Fréchet distance is not here yet.
 
 pub mod bootstrap;
 pub mod contrast;
@@ -17,10 +19,13 @@ pub mod crossed;
 pub mod distribution;
 pub mod estimate;
 pub mod inference;
+pub mod judging;
+pub mod likelihood;
 pub mod paired;
 pub mod proportion;
 pub mod replicates;
 pub mod sample;
+pub mod two_way;
 
 pub use bootstrap::Clusters;
 pub use contrast::{Direction, Rule, Verdict};
@@ -28,3 +33,4 @@ pub use crossed::{Crossed, mean_interval, rate_interval, ratio_interval};
 pub use estimate::{Estimate, Method};
 pub use inference::Inference;
 pub use replicates::Replicates;
+pub use two_way::TwoWay;

@@ -6,6 +6,7 @@ mod cache;
 mod coverage;
 mod full_size;
 mod judge;
+mod judging;
 // The suite uses the rest of it.
 #[allow(dead_code)]
 #[path = "../suite/judge_server.rs"]
@@ -46,5 +47,35 @@ fn soak_cluster_intervals_cover_95_percent() {
     })
     .map(|(name, ..)| name.to_owned())
     .collect();
+    assert!(failed.is_empty(), "not 95 ± 1 %: {failed:?}");
+}
+
+/// 95 % ± 2 of 1,000 studies, nearly three standard errors.
+fn hold_of_thousand(name: &str, covered: u64) -> bool {
+    println!("{name}: {covered} of 1000");
+    (930..=970).contains(&covered)
+}
+
+#[test]
+fn soak_a_judges_audit_and_the_corrected_rate_cover_95_percent() {
+    let mut failed = Vec::new();
+    for (name, study) in judging::Study::designs() {
+        for (of, covered) in ["bias", "noise", "corrected rate"].into_iter().zip(study.coverage(1000)) {
+            let name = format!("{name}, {of}");
+            if !hold_of_thousand(&name, covered) {
+                failed.push(name);
+            }
+        }
+    }
+    assert!(failed.is_empty(), "not 95 ± 2 %: {failed:?}");
+}
+
+#[test]
+fn soak_win_rates_over_users_and_captions_cover_95_percent() {
+    let failed: Vec<&str> = judging::Layout::designs()
+        .into_iter()
+        .filter(|(name, layout)| !hold(name, layout.coverage(STUDIES, RESAMPLES) as f64 / STUDIES as f64))
+        .map(|(name, _)| name)
+        .collect();
     assert!(failed.is_empty(), "not 95 ± 1 %: {failed:?}");
 }

@@ -38,6 +38,7 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("stats", "rng", "resamples are drawn"),
     ("stats", "units", "from a seed"),
     ("judgement", "error", "a table that is none is refused"),
+    ("judgement", "stats", "pairs and calls are handed on to what counts them"),
     ("judgement", "units", "a judgement names its template by digest"),
     ("template", "error", "a template that is none is refused"),
     ("units", "error", "every constructor refuses"),

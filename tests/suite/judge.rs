@@ -517,6 +517,51 @@ fn bad_input_of_the_command_is_named() {
 }
 
 #[test]
+fn rates_are_printed_with_their_intervals() {
+    let root = images(24);
+    // Eight users of three captions each, out of twelve.
+    let mut pairs = String::from("user,prompt,left,right,log_odds\n");
+    for i in 0..24 {
+        let odds = [9.0, -0.5, 0.5, 1.5, -1.0, 0.2, 3.0, -2.0][i % 8];
+        pairs += &format!("user {},prompt {},ours/{i:03}.png,theirs/{i:03}.png,{odds}\n", i % 8, i / 2);
+    }
+    std::fs::write(root.path().join("pairs.csv"), pairs).unwrap();
+    std::fs::write(root.path().join("judge.toml"), "kind = \"oracle\"\nseed = 3\n").unwrap();
+    let list = ["--judge", "judge.toml", "--shots", "0", "--pairs", "pairs.csv", "--out", "o.csv"];
+    let run = |more: &[&str]| {
+        let output = ppd(root.path(), None, &[list.as_slice(), more].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let printed = run(&[]);
+    let rest = printed.split_once("0 over-budget\n").unwrap().1;
+    assert_eq!(rest, PRINTED);
+    let json: serde_json::Value = serde_json::from_str(&run(&["--json"])).unwrap();
+    assert_eq!(json["rates"]["ties_as_half"]["users"], 8);
+    assert_eq!(json["rates"]["ties_as_half"]["estimate"]["method"], "two-way-bootstrap");
+    assert_eq!(json["spread"]["state"], "fitted");
+    // Some of the pairs are not asked: the rate over all has bounds.
+    let bounded = run(&["--max-calls", "40", "--cache", "elsewhere"]);
+    assert!(bounded.contains("  over all asked pairs           ") && bounded.contains(" to "), "{bounded}");
+    // A single pair has no interval, and says so.
+    let one = "user,prompt,left,right,log_odds\nann,p,ours/000.png,theirs/000.png,9\n";
+    std::fs::write(root.path().join("pairs.csv"), one).unwrap();
+    let printed = run(&[]);
+    assert!(printed.contains("a single user and a single caption: no interval"), "{printed}");
+    assert!(printed.contains("how users differ: not identifiable: no user has two pairs"), "{printed}");
+}
+
+const PRINTED: &str = "\
+95 % intervals, 8 users and 12 captions resampled:
+  ties as half                   58.3 % [24.5, 92.2], design effect 2.53
+  consistent pairs only          61.1 % [17.3, 100.0], design effect 2.42
+  by log-probabilities           58.9 % [32.0, 86.5], design effect 3.29
+  consistent in both orders      75.0 % [52.4, 97.6], design effect 1.01
+  verdicts for the first slot    45.8 % [37.5, 55.7]
+how users differ: mean 0.573 [0.262, 0.844], overdispersion 0.762 [0.251, 0.985] over 8 users with 18 pairs
+";
+
+#[test]
 fn ten_thousand_cached_judgements_are_read_and_aggregated_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let identity = Digest::of(b"judge");

@@ -11,6 +11,7 @@ mod fetch;
 mod house;
 mod judge;
 mod judge_server;
+mod judging;
 mod llava_onevision;
 mod local_hub;
 mod objective;
