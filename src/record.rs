@@ -163,6 +163,9 @@ pub struct Header {
     /// The images that were kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<Kept>,
+    /// What was written about the user that a condition stands for, by condition.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub profiles: BTreeMap<String, String>,
 }
 
 /// A session that went on with an interrupted record.
@@ -317,6 +320,11 @@ impl Recorder {
         self.header.images.sort_by(|a, b| a.file.cmp(&b.file));
         // An interrupted record must know its images when it is opened again.
         write_header(&self.folder, &self.header)
+    }
+
+    /// Keeps what was written about the user that a condition stands for.
+    pub fn keep_profile(&mut self, condition: &str, profile: &str) {
+        self.header.profiles.insert(condition.to_owned(), profile.to_owned());
     }
 
     /// Adds `seconds` to the clock of a phase such as `train`.

@@ -321,11 +321,15 @@ impl<'a> Laboratory<'a> {
             })
             .filter(|request| !recorder.has(&key(request)))
             .collect();
-        // Words behind the prompt, for a method that knows people by these alone.
-        let profile = match method.captions {
-            Captions::Plain => None,
-            Captions::WithProfile => self.people(progress)?.profile(condition)?,
+        let written = match method.reads_choices() {
+            true => self.people(progress)?.profile(condition)?,
+            false => None,
         };
+        if let Some(written) = written {
+            recorder.keep_profile(&name, written);
+        }
+        // Words behind the prompt, for a method that knows people by these alone.
+        let profile = written.filter(|_| method.captions == Captions::WithProfile);
         let make = |requests: &[Request], user: Option<(&Adapter, &[f32])>| -> Result<Vec<Image>> {
             let images = sample(self.base()?, requests, &sampling, user, &self.compute.workers, &|_| {
                 !progress.stopping()
