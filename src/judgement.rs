@@ -8,6 +8,7 @@
 mod rates;
 mod table;
 mod tally;
+pub mod truth;
 
 use serde::{Deserialize, Serialize};
 

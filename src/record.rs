@@ -33,7 +33,10 @@ mod reader;
 mod text;
 
 pub use lock::FolderLock;
-pub use reader::{cell_folders, is_record, read_cell, read_header, read_image, read_records, read_trace};
+pub use reader::{
+    cell_folders, is_record, is_there, read_cell, read_header, read_image, read_packed, read_records,
+    read_trace,
+};
 pub use text::six_digits;
 
 /// The version of the record's format; a reader refuses any other.

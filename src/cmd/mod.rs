@@ -16,6 +16,7 @@ mod identify;
 mod image_store;
 mod inspect;
 mod judge;
+mod judged;
 mod pretrain;
 mod report;
 mod reproduce;

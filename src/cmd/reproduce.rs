@@ -101,7 +101,13 @@ fn show(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
         Some(seconds) => println!("about {} {}", terminal::duration(seconds), probed.how(global)),
         None => println!("time unknown: {}", probed.how(global)),
     }
-    println!("no judge is asked: scores are the rewards' own");
+    match plan.spec.users.as_ref().map(|users| users.judges.as_slice()) {
+        None | Some([]) => println!("no judge is asked: scores are the rewards' own"),
+        Some(judges) => {
+            let names: Vec<&str> = judges.iter().map(|judge| judge.label.as_str()).collect();
+            println!("judges, asked about the images that are kept: {}", names.join(", "));
+        }
+    }
     if !plan.wanting.is_empty() {
         println!("\nwanting, so that the names of cells are provisional:");
         plan.wanting.iter().for_each(|line| println!("  - {line}"));
@@ -232,8 +238,11 @@ fn execute(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
     // Whatever happened, nobody waits for another training.
     laboratory.announce(None)?;
     let outcome = outcome?;
+    let through = !outcome.stopped && outcome.failed.is_empty() && outcome.left == 0;
+    let judged = if through { super::judged::run(plan, global, &progress) } else { Ok(()) };
     drop(progress);
     finish(plan, &outcome, global)?;
+    judged?;
     super::report::render(&plan.spec, global)
 }
 

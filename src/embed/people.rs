@@ -64,6 +64,53 @@ pub struct Learned {
 const SOMEBODY: [f32; 2] = [0.0, 1.0];
 const NULL: [f32; 2] = [1.0, 1.0];
 
+/// Who chose what, before anything was made of it.
+#[derive(Debug)]
+pub struct Choices {
+    /// The study's pairs, in which places of choices count.
+    pub shown: Vec<Shown>,
+    /// The place of each among all pairs.
+    pub places: Vec<usize>,
+    /// Everybody's taste.
+    pub tastes: Tastes,
+    /// Of each user, the blocks that images and judgements are made from.
+    pub blocks: BTreeMap<i64, Vec<Vec<Choice>>>,
+    /// Of each user that is trained on, the groups to learn from.
+    pub groups: BTreeMap<i64, Vec<Vec<Choice>>>,
+}
+
+impl Choices {
+    /// Lets everybody choose among the study's pairs.
+    ///
+    /// # Errors
+    /// Where users have too few pairs to choose between, or a picture cannot be decoded.
+    pub fn gather(spec: &Users, pairs: &[Preference]) -> Result<Self> {
+        let places: Vec<usize> =
+            (0..pairs.len()).filter(|&at| Use::of(&pairs[at].caption) == Use::Study).collect();
+        let kept: Vec<&Preference> = places.iter().map(|&at| &pairs[at]).collect();
+        let shown = Shown::of_pairs(&kept, &SAMPLES)?;
+        let tastes = Tastes::new(spec.seed, tastes::Config::desk(SAMPLES));
+        let config = users::Config {
+            seed: spec.seed,
+            world: spec.world,
+            seen: spec.seen,
+            unseen: spec.unseen,
+            pairs_per_user: spec.pairs_per_user,
+        };
+        let choices = users::choices(&shown, &tastes, &config)?;
+        let (mut blocks, mut groups) = (BTreeMap::new(), BTreeMap::new());
+        for own in choices.chunk_by(|a, b| a.user == b.user) {
+            let (asked, learned) = cut(spec, own);
+            blocks.insert(own[0].user, asked);
+            // Of an unseen user nothing but the blocks is ever looked at.
+            if users::of_identifier(own[0].user).0 == Kind::Seen {
+                groups.insert(own[0].user, learned);
+            }
+        }
+        Ok(Self { shown, places, tastes, blocks, groups })
+    }
+}
+
 /// One user's choices: the blocks that images are made from, and the groups to learn from.
 fn cut(spec: &Users, own: &[Choice]) -> (Vec<Vec<Choice>>, Vec<Vec<Choice>>) {
     let (blocks, mut rest) = own.split_at((spec.draws * spec.block()).min(own.len()));
@@ -95,28 +142,7 @@ impl People {
         workers: &Workers,
         progress: &Progress,
     ) -> Result<Self> {
-        let places: Vec<usize> =
-            (0..pairs.len()).filter(|&at| Use::of(&pairs[at].caption) == Use::Study).collect();
-        let kept: Vec<&Preference> = places.iter().map(|&at| &pairs[at]).collect();
-        let shown = Shown::of_pairs(&kept, &SAMPLES)?;
-        let tastes = Tastes::new(spec.seed, tastes::Config::desk(SAMPLES));
-        let config = users::Config {
-            seed: spec.seed,
-            world: spec.world,
-            seen: spec.seen,
-            unseen: spec.unseen,
-            pairs_per_user: spec.pairs_per_user,
-        };
-        let choices = users::choices(&shown, &tastes, &config)?;
-        let (mut blocks, mut groups) = (BTreeMap::new(), BTreeMap::new());
-        for own in choices.chunk_by(|a, b| a.user == b.user) {
-            let (asked, learned) = cut(spec, own);
-            blocks.insert(own[0].user, asked);
-            // Of an unseen user nothing but the blocks is ever looked at.
-            if users::of_identifier(own[0].user).0 == Kind::Seen {
-                groups.insert(own[0].user, learned);
-            }
-        }
+        let Choices { shown, places, tastes, blocks, groups } = Choices::gather(spec, pairs)?;
         let mut people = Self {
             spec: spec.clone(),
             tastes,
@@ -324,6 +350,8 @@ mod tests {
             draws: 2,
             most_shots: Some(6),
             null_share: 0.2,
+            judges: Vec::new(),
+            labelled: None,
             evaluated: 2,
             model: "desk/vlm".into(),
             max_new_tokens: 4,

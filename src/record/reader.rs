@@ -65,12 +65,12 @@ fn packed(path: &Path) -> PathBuf {
 }
 
 /// Whether a file is there, packed or not.
-fn is_there(path: &Path) -> bool {
+pub fn is_there(path: &Path) -> bool {
     path.exists() || packed(path).exists()
 }
 
 /// A file's bytes, or those of its packed form where only that is there.
-fn read_packed(path: &Path) -> Result<Vec<u8>> {
+pub fn read_packed(path: &Path) -> Result<Vec<u8>> {
     let packed = packed(path);
     if path.exists() || !packed.exists() {
         return std::fs::read(path).map_err(Error::io("read", path));

@@ -17,7 +17,7 @@ use crate::scenes::measure::Measured;
 use crate::scenes::population::SAMPLES;
 use crate::scenes::tastes::{self, Features, Kind, Taste, Tastes, features};
 use crate::spec::Users;
-use crate::spec::users::{Claim, MEAN_USER, Over, condition};
+use crate::spec::users::{Claim, MEAN_USER, NULL_USER, Over, condition};
 use crate::stats::contrast::holm;
 use crate::stats::{Crossed, Direction, Estimate, Inference, Rule, Verdict};
 
@@ -70,13 +70,19 @@ impl<'a> People<'a> {
 
     /// What a method made for a user; what it made for nobody in particular where it knows no people.
     fn images(&self, method: &Method, user: i64) -> Option<&Seen> {
+        self.made(method, user).map(|(_, seen)| seen)
+    }
+
+    /// The same with the method and the condition.
+    fn made(&self, method: &Method, user: i64) -> Option<(Made, &Seen)> {
         let own = condition(user).to_string();
         let name = match method.conditions.iter().any(|user| user.condition == own) {
             true => own,
             false if method.conditions.len() == 1 => method.conditions[0].condition.clone(),
             false => return None,
         };
-        self.seen.get(&(method.name.clone(), name))
+        let key = (method.name.clone(), name);
+        self.seen.get(&key).map(|seen| (key, seen))
     }
 
     /// The true preference of each user for `ours` over `theirs`, users × prompts, over the images that all have: the
@@ -127,7 +133,7 @@ impl<'a> People<'a> {
                     Some((user, *farthest))
                 })
                 .collect(),
-            Over::Method(_) | Over::Mismatched => {
+            Over::Method(_) | Over::Condition(_) | Over::Mismatched => {
                 // A random circle has nobody who meets herself.
                 let mut circle = who.to_vec();
                 stream(self.users.seed, "mismatched users", who.len() as u64).shuffle(&mut circle);
@@ -148,6 +154,10 @@ impl<'a> People<'a> {
                 Some(rival) => self.preference(&who, ours, |user| self.images(rival, user)),
                 None => Ok(None),
             },
+            Over::Condition(condition) => {
+                let theirs = self.seen.get(&(method.name.clone(), condition.clone()));
+                self.preference(&who, ours, |_| theirs)
+            }
             Over::Mismatched | Over::Farthest => {
                 let others = self.others(&who, over);
                 self.preference(&who, ours, |user| self.images(method, *others.get(&user)?))
@@ -207,34 +217,48 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
     Ok(Some(output))
 }
 
+/// What is compared: a method's images with others.
+struct Comparison {
+    label: String,
+    method: String,
+    over: Over,
+}
+
 /// Every comparison: against the other methods, against images made for others, and of the other methods that know people
 /// against the base.
-fn comparisons(people: &People, hero: &Method) -> Result<Vec<Compared>> {
+fn all_comparisons(people: &People, hero: &Method) -> Vec<Comparison> {
     let design = &people.study.design;
-    let base = design.first(&Role::Base);
-    let mut asked: Vec<(String, String, Over)> = Vec::new();
+    let of =
+        |label: String, method: &Method, over: Over| Comparison { label, method: method.name.clone(), over };
+    let mut all = Vec::new();
     for rival in design.methods.iter().filter(|method| method.name != hero.name) {
-        asked.push((
-            format!("{} over {}", hero.label, rival.label),
-            hero.name.clone(),
-            Over::Method(rival.name.clone()),
-        ));
+        let label = format!("{} over {}", hero.label, rival.label);
+        all.push(of(label, hero, Over::Method(rival.name.clone())));
     }
     for (over, words) in [(Over::Mismatched, "another user's"), (Over::Farthest, "the farthest user's")] {
-        asked.push((format!("{} over {words}", hero.label), hero.name.clone(), over));
+        all.push(of(format!("{} over {words}", hero.label), hero, over));
     }
-    for other in design.methods.iter().filter(|method| method.name != hero.name && method.role != Role::Base)
-    {
-        if let Some(base) = base {
-            asked.push((
-                format!("{} over {}", other.label, base.label),
-                other.name.clone(),
-                Over::Method(base.name.clone()),
-            ));
+    // Images made for nobody: by what all have in common, or by what is learned from everybody's choices.
+    let has = |condition: &str| hero.conditions.iter().any(|user| user.condition == condition);
+    for (name, words) in [(MEAN_USER, "the mean user's"), (NULL_USER, "the null user's")] {
+        if has(name) {
+            all.push(of(format!("{} over {words}", hero.label), hero, Over::Condition(name.into())));
         }
     }
+    if let Some(base) = design.first(&Role::Base) {
+        let others =
+            design.methods.iter().filter(|other| other.name != hero.name && other.role != Role::Base);
+        for other in others {
+            let label = format!("{} over {}", other.label, base.label);
+            all.push(of(label, other, Over::Method(base.name.clone())));
+        }
+    }
+    all
+}
+
+fn comparisons(people: &People, hero: &Method) -> Result<Vec<Compared>> {
     let mut compared = Vec::new();
-    for (label, method, over) in asked {
+    for Comparison { label, method, over } in all_comparisons(people, hero) {
         for kind in KINDS {
             if let Some([probability, sign]) = people.compared(&method, &over, kind)? {
                 compared.push(Compared {
@@ -247,25 +271,87 @@ fn comparisons(people: &People, hero: &Method) -> Result<Vec<Compared>> {
             }
         }
     }
-    // The mean user's images are made for nobody, but by what all have in common.
-    if hero.conditions.iter().any(|user| user.condition == MEAN_USER) {
-        for kind in KINDS {
-            let who = people.of_kind(kind);
-            let mean = people.seen.get(&(hero.name.clone(), MEAN_USER.to_owned()));
-            let preference = people.preference(&who, |user| people.images(hero, user), |_| mean)?;
-            if let Some([probability, sign]) = preference {
-                compared.push(Compared {
-                    label: format!("{} over the mean user's", hero.label),
-                    kind,
-                    users: probability.seeds(),
-                    probability: probability.rate_inference(RESAMPLES, BOOTSTRAP)?,
-                    sign: sign.rate_inference(RESAMPLES, BOOTSTRAP)?,
-                });
+    Ok(compared)
+}
+
+/// An image of the study: its method and condition.
+pub type Made = (String, String);
+
+/// A pair of images that a judge can be asked about, and the true preference.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Question {
+    /// What is compared.
+    pub comparison: String,
+    /// Whose images the left ones are compared with: a method, `mismatched`, `farthest`, or a condition.
+    pub over: String,
+    /// The user.
+    pub user: i64,
+    /// The prompt's number.
+    pub prompt: u32,
+    /// The noise of both images.
+    pub noise: u64,
+    /// The image whose win rate is counted.
+    pub left: Made,
+    /// The other one.
+    pub right: Made,
+    /// The probability that the user chooses the left one.
+    pub probability: f64,
+}
+
+/// What judges can be asked of a study: the personal model's images for each user over all that it is compared with.
+pub fn questions(study: &Study) -> Vec<Question> {
+    let (Some(users), Some(hero)) = (&study.design.people, study.design.first(&Role::Personal)) else {
+        return Vec::new();
+    };
+    let people = People::new(study, users);
+    let mut questions = Vec::new();
+    for Comparison { label, over, .. } in
+        all_comparisons(&people, hero).into_iter().filter(|one| one.method == hero.name)
+    {
+        // Mismatched users are drawn within a kind, as in the figure.
+        for kind in [Kind::Seen, Kind::Unseen] {
+            let who = people.of_kind(Some(kind));
+            let others = people.others(&who, &over);
+            for &user in &who {
+                let Some((left, ours)) = people.made(hero, user) else { continue };
+                let (right, name) = match &over {
+                    Over::Method(rival) => {
+                        (study.design.method(rival).and_then(|rival| people.made(rival, user)), rival.clone())
+                    }
+                    Over::Mismatched => {
+                        (others.get(&user).and_then(|other| people.made(hero, *other)), MISMATCHED.into())
+                    }
+                    Over::Farthest => {
+                        (others.get(&user).and_then(|other| people.made(hero, *other)), FARTHEST.into())
+                    }
+                    Over::Condition(condition) => {
+                        let key = (hero.name.clone(), condition.clone());
+                        (people.seen.get(&key).map(|seen| (key, seen)), condition.clone())
+                    }
+                };
+                let Some((right, theirs)) = right else { continue };
+                for ((prompt, noise), a) in ours {
+                    let Some(b) = theirs.get(&(*prompt, *noise)) else { continue };
+                    questions.push(Question {
+                        comparison: label.clone(),
+                        over: name.clone(),
+                        user,
+                        prompt: *prompt,
+                        noise: *noise,
+                        left: left.clone(),
+                        right: right.clone(),
+                        probability: people.tastes[&user].prefers(a, b),
+                    });
+                }
             }
         }
     }
-    Ok(compared)
+    questions
 }
+
+/// How judges' settings call comparisons with images made for others.
+const MISMATCHED: &str = "mismatched";
+const FARTHEST: &str = "farthest";
 
 fn percent(inference: &Inference) -> Estimate {
     let estimate = inference.estimate(LEVEL).clamped(0.0, 1.0);

@@ -18,6 +18,7 @@ use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
+pub mod audit;
 pub mod claims;
 pub mod export;
 pub mod fig2;
@@ -25,6 +26,7 @@ pub mod fig3;
 pub mod fig4;
 pub mod fig5;
 mod from_spec;
+pub mod judged;
 pub mod matrix;
 pub mod pairs;
 pub mod panel;
@@ -97,6 +99,11 @@ pub const OUTPUTS: &[Entry] = &[
         name: "fig5",
         about: "how much people would rather have the images that were made for them",
         render: fig5::render,
+    },
+    Entry {
+        name: "audit",
+        about: "what judges say of the images, beside the truth, and how good the judges are",
+        render: audit::render,
     },
     Entry {
         name: "retained",
@@ -230,7 +237,7 @@ mod tests {
         let expected: Vec<&str> = OUTPUTS
             .iter()
             .map(|entry| entry.name)
-            .filter(|name| !["fig5", "sweep", "samples"].contains(name))
+            .filter(|name| !["fig5", "audit", "sweep", "samples"].contains(name))
             .collect();
         let made: Vec<&str> = outputs.iter().map(|output| output.name.as_str()).collect();
         assert_eq!(

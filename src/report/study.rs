@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use super::judged::Said;
 use crate::error::{Error, Result};
 use crate::record::{self, Header, Kept, Row, Step};
 use crate::spec::Users;
@@ -193,6 +194,8 @@ pub struct Study {
     pub traces: Vec<Trace>,
     /// The images that the records keep, by method in the design's order, training seed, condition and prompt.
     pub pictures: Vec<Picture>,
+    /// What judges said of the images, where they were asked.
+    pub judged: Vec<Said>,
     /// How many cells were begun but are not finished; their rows are not used.
     pub unfinished: usize,
     /// The names of all scores that some row holds.
@@ -247,6 +250,7 @@ impl Study {
             headers: Vec::new(),
             traces: Vec::new(),
             pictures: Vec::new(),
+            judged: Vec::new(),
             unfinished: 0,
             scores,
             rows,
@@ -309,7 +313,9 @@ impl Study {
                 picture.kept.prompt,
             )
         });
-        Ok(Self { headers, traces, pictures, unfinished, ..Self::new(design, rows) })
+        let judges = design.people.as_ref().map(|people| people.judges.as_slice()).unwrap_or_default();
+        let judged = Said::read_all(judges, folder)?;
+        Ok(Self { headers, traces, pictures, judged, unfinished, ..Self::new(design, rows) })
     }
 
     /// The number of rows.

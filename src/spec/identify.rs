@@ -451,7 +451,7 @@ impl Identification {
                     if let Some(model) = model {
                         let path = places.assets.join(model).join("model.safetensors");
                         if matches!(method.features, Features::Embedding { .. }) {
-                            super::users::there(&path)?;
+                            super::users::there(&path, "vlm")?;
                         }
                         needed.extend([digest(&format!("weights/{}", model.display()), path)?]);
                     }

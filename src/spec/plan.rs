@@ -312,7 +312,7 @@ impl Spec {
         }
         if let Some(users) = self.users.as_ref().filter(|_| self.methods.iter().any(Method::reads_choices)) {
             let path = places.assets.join(&users.model).join("model.safetensors");
-            let digest = super::users::there(&path).and_then(|()| weights_digest(&path, profile));
+            let digest = super::users::there(&path, "vlm").and_then(|()| weights_digest(&path, profile));
             let digest = problems.take(digest);
             digests.extend(digest.map(|digest| (format!("weights/{}", users.model.display()), digest)));
         }

@@ -54,6 +54,63 @@ pub struct Users {
     /// What is claimed, fixed before looking.
     #[serde(default)]
     pub claims: Vec<Claim>,
+    /// Who is asked which of two images each user would prefer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub judges: Vec<Judge>,
+    /// The users whose true preferences correct the judges' rates.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labelled: Option<Labelled>,
+}
+
+/// Somebody who is asked which of two images a user would prefer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Judge {
+    /// Its name in files.
+    pub name: String,
+    /// Its name in tables.
+    pub label: String,
+    /// What it is, as a judge's file says it; the folder of a `vlm` is one among the assets.
+    pub judge: toml::Table,
+    /// The words that it is asked in.
+    #[serde(default)]
+    pub words: Words,
+    /// How many of a user's choices it is shown.
+    pub shots: usize,
+    /// Of which of her blocks; images are made from block 0 where nothing else is said.
+    pub block: usize,
+    /// The block whose choices it is asked to foresee.
+    pub foresees: usize,
+    /// How often it is asked each of these.
+    #[serde(default = "one")]
+    pub repeats: usize,
+    /// Of how many prompts it sees images; absent: of all whose images are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompts: Option<usize>,
+    /// Whose images it compares with the personal model's: methods, `mismatched`, `farthest`; absent: all of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub over: Option<Vec<String>>,
+}
+
+/// The words that a judge is asked in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Words {
+    /// `experiments/prompts/judge.txt`.
+    #[default]
+    Default,
+    /// `experiments/prompts/judge-desk.txt`, which the desk's own models were taught.
+    Desk,
+}
+
+/// Users who say themselves what they prefer.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Labelled {
+    /// Which ones, and what they choose.
+    pub seed: Seed,
+    /// How many of the evaluated users, drawn without replacement.
+    pub users: usize,
 }
 
 /// That users would rather have one method's images than another's.
@@ -84,6 +141,8 @@ pub enum Over {
     Mismatched,
     /// Its own for the user with the farthest taste.
     Farthest,
+    /// Its own under another condition, such as `null-user`.
+    Condition(String),
 }
 
 /// Stands for all evaluated users that are trained on.
@@ -97,18 +156,20 @@ pub const NULL_USER: &str = "null-user";
 /// What a user's name begins with.
 const PREFIX: &str = "user-";
 
-/// That the model which embeds users is there: none is shipped yet.
+/// That a model which the project does not ship is there; `name` is what `ppd pretrain` calls it.
 ///
 /// # Errors
 /// [`Error::Weights`] with the way to it.
-pub(super) fn there(path: &Path) -> Result<()> {
+pub fn there(path: &Path, name: &str) -> Result<()> {
     if path.exists() {
         return Ok(());
     }
     Err(Error::weights(
         path,
-        "is not there; the vision-language model that embeds users is not shipped with the project yet: make it with `ppd \
-         pretrain vlm` (about an hour on two cores), or name a folder that has it with --assets DIR",
+        format!(
+            "is not there; make this vision-language model with `ppd pretrain {name}` (half an hour on two cores), or name a \
+             folder that has it with --assets DIR"
+        ),
     ))
 }
 
@@ -169,7 +230,9 @@ impl Users {
         let mut identity = serde_json::to_value(self).expect("a section is plain data");
         if let Some(fields) = identity.as_object_mut() {
             fields.remove("evaluated");
-            fields.remove("claims");
+            for reported in ["claims", "judges", "labelled"] {
+                fields.remove(reported);
+            }
         }
         identity
     }
@@ -247,11 +310,40 @@ impl Users {
         if self.batch == 0 || self.max_new_tokens == 0 {
             problems.push(format!("{study}: users.batch and users.max_new_tokens must be at least 1"));
         }
+        for judge in &self.judges {
+            let most = judge.block.max(judge.foresees);
+            if most >= self.draws || judge.shots > self.block() || judge.block == judge.foresees {
+                problems.push(format!(
+                    "{study}: users.judges: {}: shown {} choices of block {}, asked about block {}: expected two of the {} \
+                     blocks of {} (users.draws, users.most_shots)",
+                    judge.name, judge.shots, judge.block, judge.foresees, self.draws, self.block()
+                ));
+            }
+            if judge.name.is_empty() || !judge.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+                problems.push(format!(
+                    "{study}: users.judges: the name {:?}: expected letters, digits, hyphens",
+                    judge.name
+                ));
+            }
+            if judge.repeats == 0 || self.judges.iter().filter(|other| other.name == judge.name).count() > 1 {
+                problems
+                    .push(format!("{study}: users.judges: {}: stands twice, or repeats is 0", judge.name));
+            }
+        }
+        if let Some(labelled) = self.labelled
+            && !(2..=2 * self.evaluated).contains(&labelled.users)
+        {
+            problems.push(format!(
+                "{study}: users.labelled.users is {}, expected 2 to {}",
+                labelled.users,
+                2 * self.evaluated
+            ));
+        }
         let known = |name: &String| methods.iter().any(|method| method.name == *name);
         for claim in &self.claims {
             let over = match &claim.over {
                 Over::Method(over) => Some(over),
-                Over::Mismatched | Over::Farthest => None,
+                Over::Mismatched | Over::Farthest | Over::Condition(_) => None,
             };
             for name in std::iter::once(&claim.method).chain(over).filter(|name| !known(name)) {
                 problems.push(format!("{study}: users.claims: {}: no method named `{name}`", claim.id));

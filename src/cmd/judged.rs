@@ -1,0 +1,241 @@
+//! After a study of people: its judges are asked about the images that were kept, and about users' own choices.
+//!
+//! Leaves, for each judge and each set of questions, `judged/<judge>/<set>.csv` beside the cells, a row for each call, and
+//! `<set>.truth.csv`, what is true of each pair. Sets: `pairs` (images of the study), and choices of users that no other part of
+//! the study has seen, foreseen after their `own` choices, a `mismatched` user's, or `none`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::{Global, terminal};
+use crate::data::desk::users::{self, Choice};
+use crate::data::pick_a_pic::{self, Columns};
+use crate::embed::people::Choices;
+use crate::error::{Error, Result};
+use crate::judge::{Asked, Cache, Caps, Config, Judge, Picture, Plan as Questions, Protocol, Shot, Template};
+use crate::judgement::truth::{self, Truth};
+use crate::judgement::{self, Row};
+use crate::pixels::Image;
+use crate::progress::Progress;
+use crate::record::replace_file;
+use crate::report::fig5::{self, Made};
+use crate::report::judged::{FOLDER, MISMATCHED, NONE, OWN, PAIRS};
+use crate::report::study::{Design, Study};
+use crate::scenes::tastes::Kind;
+use crate::spec::Plan;
+use crate::spec::users::{self as people, Users, Words};
+
+/// The folder of answers below that of --cache.
+const CACHE: &str = "judge";
+
+/// Asks every judge of the plan's people.
+///
+/// # Errors
+/// Where a judge cannot be opened or asked, an image that was kept was changed, or the disk refuses.
+pub(super) fn run(plan: &Plan, global: &Global, progress: &Progress) -> Result<()> {
+    let Some(spec) = plan.spec.users.as_ref().filter(|users| !users.judges.is_empty()) else { return Ok(()) };
+    let study = Study::load(Design::of(&plan.spec)?, &plan.folder)?;
+    let pairs = pick_a_pic::read(plan.data("pairs")?, Columns::All)?;
+    let bench = Bench::new(spec, &study, Choices::gather(spec, &pairs)?)?;
+    for judge in &spec.judges {
+        progress.enter(&format!("judge {}", judge.name));
+        let folder = plan.folder.join(FOLDER).join(&judge.name);
+        std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        let opened = open(judge, plan, global, progress)?;
+        let protocol = Protocol {
+            template: match judge.words {
+                Words::Default => Template::default(),
+                Words::Desk => Template::parse(Template::DESK, "experiments/prompts/judge-desk.txt")?,
+            },
+            seed: spec.seed,
+            ..Protocol::default()
+        };
+        for set in [PAIRS, OWN, MISMATCHED, NONE] {
+            let (asked, truths) = match set {
+                PAIRS => bench.images(judge)?,
+                _ => bench.choices(judge, set)?,
+            };
+            let repeats = if set == PAIRS { 1 } else { judge.repeats as u32 };
+            let rows = ask(&opened, &Protocol { repeats, ..protocol.clone() }, &asked, global, progress)?;
+            let store = |name: String, text: String| replace_file(&folder.join(name), text.as_bytes());
+            store(format!("{set}.truth.csv"), truth::write(&truths)?)?;
+            store(format!("{set}.csv"), judgement::write(&rows)?)?;
+        }
+    }
+    let names: Vec<&str> = spec.judges.iter().map(|judge| judge.label.as_str()).collect();
+    terminal::say(global.quiet, &format!("judged by {}", names.join(", ")));
+    Ok(())
+}
+
+fn open(judge: &people::Judge, plan: &Plan, global: &Global, progress: &Progress) -> Result<Judge> {
+    let origin = format!("{}: users.judges: {}", plan.spec.name, judge.name);
+    let text = toml::to_string(&judge.judge).map_err(|fault| Error::Spec(format!("{origin}: {fault}")))?;
+    let mut config = Config::parse(&text, &origin)?;
+    if let Config::Vlm(vlm) = &mut config {
+        vlm.folder = plan.places.assets.join(&vlm.folder);
+        people::there(&vlm.folder.join("model.safetensors"), "vlm-judge")?;
+    }
+    let device = super::device::Compute::alone(global.device, global.threads())?.device;
+    let mut opened = Judge::open(config, &device, |name| std::env::var(name).ok())?;
+    opened.prepare(Some(&global.cache.join(CACHE)), progress)?;
+    Ok(opened)
+}
+
+/// Every call's row; answers that were given before are not asked for again.
+fn ask(
+    judge: &Judge,
+    protocol: &Protocol,
+    asked: &[Asked],
+    global: &Global,
+    progress: &Progress,
+) -> Result<Vec<Row>> {
+    let folder = global.cache.join(CACHE);
+    let cache = match judge.is_kept() {
+        true => Some(Cache::open(&folder, &judge.identity().digest())?),
+        false => None,
+    };
+    let questions = Questions::new(judge, protocol, asked, cache.as_ref())?;
+    Ok(questions.ask(Caps::default(), progress)?.rows)
+}
+
+/// All that judges of a study are shown.
+struct Bench<'a> {
+    spec: &'a Users,
+    choices: Choices,
+    /// The kept images of the first training seed.
+    kept: HashMap<(Made, u32, u64), Picture>,
+    /// What each prompt says.
+    prompts: BTreeMap<u32, String>,
+    questions: Vec<fig5::Question>,
+    /// For each evaluated user another one of her kind.
+    strangers: BTreeMap<i64, i64>,
+}
+
+impl<'a> Bench<'a> {
+    fn new(spec: &'a Users, study: &Study, choices: Choices) -> Result<Self> {
+        let (mut kept, mut prompts) = (HashMap::new(), BTreeMap::new());
+        let mut seeds: BTreeMap<&str, u64> = BTreeMap::new();
+        for picture in &study.pictures {
+            let first = *seeds.entry(&picture.method).or_insert(picture.train_seed);
+            if picture.train_seed != first {
+                continue;
+            }
+            let one = &picture.kept;
+            // A text may have a profile behind the prompt; the shortest is the prompt.
+            let text = prompts.entry(one.prompt).or_insert_with(|| one.text.clone());
+            if one.text.len() < text.len() {
+                text.clone_from(&one.text);
+            }
+            let made: Made = (picture.method.clone(), one.condition.clone());
+            let name = format!("{}/{}/{}/{}", made.0, made.1, one.prompt, one.noise_seed);
+            let path = picture.folder.join("images").join(&one.file);
+            // Its digest is compared with the record's.
+            let image = crate::image::decode(&picture.png()?, &path)?;
+            kept.insert((made, one.prompt, one.noise_seed), Picture::new(name, image));
+        }
+        let mut strangers = BTreeMap::new();
+        for kind in [Kind::Seen, Kind::Unseen] {
+            let who: Vec<i64> = spec.evaluated(kind).collect();
+            for (i, user) in who.iter().enumerate() {
+                strangers.insert(*user, who[(i + 1) % who.len()]);
+            }
+        }
+        let questions = fig5::questions(study);
+        Ok(Self { spec, choices, kept, prompts, questions, strangers })
+    }
+
+    /// A side of a pair that users chose from.
+    fn sample(&self, pair: usize, side: usize) -> Picture {
+        let image: &Image = &self.choices.shown[pair].images[side];
+        Picture::new(format!("pair-{}/{side}", self.choices.places[pair]), image.clone())
+    }
+
+    fn block(&self, user: i64, block: usize) -> Result<&[Choice]> {
+        let own = self.choices.blocks.get(&user).and_then(|own| own.get(block));
+        own.map(Vec::as_slice).ok_or_else(|| Error::Spec(format!("user {user} has no block {block}")))
+    }
+
+    /// What a judge is shown of a user.
+    fn shots(&self, judge: &people::Judge, user: i64) -> Result<Arc<[Shot]>> {
+        let shots = self.block(user, judge.block)?.iter().take(judge.shots).map(|choice| Shot {
+            caption: self.choices.shown[choice.pair].caption.clone(),
+            chosen: self.sample(choice.pair, choice.chosen),
+            rejected: self.sample(choice.pair, 1 - choice.chosen),
+        });
+        Ok(shots.collect())
+    }
+
+    /// The study's images for each user, over others.
+    fn images(&self, judge: &people::Judge) -> Result<(Vec<Asked>, Vec<Truth>)> {
+        let (mut asked, mut truths) = (Vec::new(), Vec::new());
+        let mut known: HashMap<i64, Arc<[Shot]>> = HashMap::new();
+        let mut seen = std::collections::HashSet::new();
+        for one in &self.questions {
+            let wanted = judge.over.as_ref().is_none_or(|over| over.contains(&one.over))
+                && judge.prompts.is_none_or(|most| (one.prompt as usize) < most);
+            let picture = |made: &Made| self.kept.get(&(made.clone(), one.prompt, one.noise));
+            let (true, Some(left), Some(right)) = (wanted, picture(&one.left), picture(&one.right)) else {
+                continue;
+            };
+            let shots = match known.get(&one.user) {
+                Some(shots) => shots.clone(),
+                None => known.entry(one.user).or_insert(self.shots(judge, one.user)?).clone(),
+            };
+            let truth = Truth {
+                comparison: one.comparison.clone(),
+                user: one.user.to_string(),
+                prompt: self.prompts.get(&one.prompt).cloned().unwrap_or_default(),
+                left: left.name().to_owned(),
+                right: right.name().to_owned(),
+                probability: one.probability,
+                choice: None,
+            };
+            // A pair may stand in several comparisons, and is asked about once.
+            if seen.insert((one.user, truth.left.clone(), truth.right.clone())) {
+                asked.push(question(&truth, left, right, shots));
+            }
+            truths.push(truth);
+        }
+        Ok((asked, truths))
+    }
+
+    /// Choices of every evaluated user, foreseen from her own others, a stranger's, or nothing.
+    fn choices(&self, judge: &people::Judge, set: &str) -> Result<(Vec<Asked>, Vec<Truth>)> {
+        let (mut asked, mut truths) = (Vec::new(), Vec::new());
+        for (&user, &stranger) in &self.strangers {
+            let shots = match set {
+                OWN => self.shots(judge, user)?,
+                MISMATCHED => self.shots(judge, stranger)?,
+                _ => Arc::new([]),
+            };
+            let taste = users::taste(&self.choices.tastes, user);
+            for choice in self.block(user, judge.foresees)?.iter().take(self.spec.shots) {
+                let shown = &self.choices.shown[choice.pair];
+                let [left, right] = [0, 1].map(|side| self.sample(choice.pair, side));
+                let truth = Truth {
+                    comparison: set.to_owned(),
+                    user: user.to_string(),
+                    prompt: shown.caption.clone(),
+                    left: left.name().to_owned(),
+                    right: right.name().to_owned(),
+                    probability: taste.prefers(&shown.features[0], &shown.features[1]),
+                    choice: Some(choice.chosen == 0),
+                };
+                asked.push(question(&truth, &left, &right, shots.clone()));
+                truths.push(truth);
+            }
+        }
+        Ok((asked, truths))
+    }
+}
+
+fn question(truth: &Truth, left: &Picture, right: &Picture, shots: Arc<[Shot]>) -> Asked {
+    Asked {
+        user: truth.user.clone(),
+        prompt: truth.prompt.clone(),
+        left: left.clone(),
+        right: right.clone(),
+        shots,
+        log_odds: Some(truth.log_odds()),
+    }
+}
