@@ -7,6 +7,7 @@
 //! ```text
 //! figures/<study>/<name>.{md,csv,tex}        a table
 //! figures/<study>/<name>.{svg,pdf,png,csv}   a figure with the numbers that it plots
+//! figures/<study>/<name>.html                the same as a page, where a figure has one
 //! ```
 //!
 //! The same rows give the same bytes on every day and for any number of threads, so [`stale`] can tell whether the
@@ -24,10 +25,12 @@ pub mod fig2;
 pub mod fig3;
 pub mod fig4;
 pub mod fig5;
+pub mod fig6;
 mod from_spec;
 pub mod matrix;
 pub mod pairs;
 pub mod panel;
+pub mod people;
 pub mod plot;
 pub mod readme;
 pub mod retained;
@@ -66,6 +69,8 @@ pub struct Output {
     pub tables: Vec<(String, Table)>,
     /// Figures.
     pub figures: Vec<Figure>,
+    /// Whole HTML documents with the names of their files.
+    pub pages: Vec<(String, String)>,
 }
 
 /// An output that a study can have.
@@ -97,6 +102,11 @@ pub const OUTPUTS: &[Entry] = &[
         name: "fig5",
         about: "how much people would rather have the images that were made for them",
         render: fig5::render,
+    },
+    Entry {
+        name: "fig6",
+        about: "images for users drawn by lot, and what they show of what was written about each",
+        render: fig6::render,
     },
     Entry {
         name: "retained",
@@ -153,6 +163,9 @@ impl Output {
             files.push((format!("{}.png", figure.name), export::to_png(&svg)?));
             files.push((format!("{}.svg", figure.name), svg.into_bytes()));
             files.push((format!("{}.csv", figure.name), figure.data.csv().into_bytes()));
+        }
+        for (name, page) in &self.pages {
+            files.push((format!("{name}.html"), page.clone().into_bytes()));
         }
         Ok(files)
     }
@@ -230,7 +243,7 @@ mod tests {
         let expected: Vec<&str> = OUTPUTS
             .iter()
             .map(|entry| entry.name)
-            .filter(|name| !["fig5", "sweep", "samples"].contains(name))
+            .filter(|name| !["fig5", "fig6", "sweep", "samples"].contains(name))
             .collect();
         let made: Vec<&str> = outputs.iter().map(|output| output.name.as_str()).collect();
         assert_eq!(

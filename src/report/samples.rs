@@ -71,7 +71,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         scene,
         data: listed(&shown),
     };
-    Ok(Some(Output { name: "samples".into(), tables: Vec::new(), figures: vec![figure] }))
+    Ok(Some(Output { name: "samples".into(), figures: vec![figure], ..Output::default() }))
 }
 
 /// One prompt's images at every mixture of three users, each where its mixture lies in the triangle; `None` where too

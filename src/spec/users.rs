@@ -54,6 +54,21 @@ pub struct Users {
     /// What is claimed, fixed before looking.
     #[serde(default)]
     pub claims: Vec<Claim>,
+    /// Whose images a figure shows; absent: nobody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub showcase: Option<Showcase>,
+}
+
+/// How many users and prompts a figure of images shows, and the seed that they are drawn by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Showcase {
+    /// Of the lots.
+    pub seed: Seed,
+    /// Evaluated users, unseen and seen in turn.
+    pub users: usize,
+    /// Prompts of which images are kept.
+    pub prompts: usize,
 }
 
 /// That users would rather have one method's images than another's.
@@ -164,12 +179,13 @@ impl Users {
         (0..self.evaluated).map(move |index| users::identifier(kind, index))
     }
 
-    /// What trainings follow from: all but whom images are made for, and what is claimed.
+    /// What trainings follow from: all but whom images are made for, what is claimed, and what is shown.
     pub(super) fn identity(&self) -> serde_json::Value {
         let mut identity = serde_json::to_value(self).expect("a section is plain data");
         if let Some(fields) = identity.as_object_mut() {
             fields.remove("evaluated");
             fields.remove("claims");
+            fields.remove("showcase");
         }
         identity
     }
@@ -246,6 +262,12 @@ impl Users {
         }
         if self.batch == 0 || self.max_new_tokens == 0 {
             problems.push(format!("{study}: users.batch and users.max_new_tokens must be at least 1"));
+        }
+        if self.showcase.is_some_and(|showcase| showcase.users == 0 || showcase.prompts == 0) {
+            problems.push(format!(
+                "{study}: users.showcase.users and users.showcase.prompts must be at least 1; without the section there is no \
+                 figure"
+            ));
         }
         let known = |name: &String| methods.iter().any(|method| method.name == *name);
         for claim in &self.claims {
