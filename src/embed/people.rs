@@ -358,6 +358,7 @@ mod tests {
             batch: 2,
             layer: None,
             claims: Vec::new(),
+            showcase: None,
         };
         let (nowhere, workers) = (Path::new("nowhere"), Workers::new(1).unwrap());
         let mut people =

@@ -393,7 +393,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         ));
     }
     let tables = vec![("claims".into(), verdicts), ("claims-evidence".into(), evidence)];
-    Ok(Some(Output { name: "claims".into(), tables, figures: Vec::new() }))
+    Ok(Some(Output { name: "claims".into(), tables, ..Output::default() }))
 }
 
 fn p_text(p: f64) -> String {

@@ -146,7 +146,7 @@ pub fn render(found: &Found) -> Result<(Vec<Output>, bool)> {
         outputs.push(Output {
             name: "fig2-claims".into(),
             tables: vec![("fig2-claims".into(), table)],
-            figures: Vec::new(),
+            ..Output::default()
         });
     }
     Ok((outputs, holds))

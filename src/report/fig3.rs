@@ -56,6 +56,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         name: "fig3".into(),
         tables: vec![("fig3-table".into(), table)],
         figures: vec![figure],
+        ..Output::default()
     }))
 }
 

@@ -207,7 +207,12 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         );
     }
     figures.extend(super::samples::triangle(study, method)?);
-    Ok(Some(Output { name: "fig4".into(), tables: vec![("fig4-table".into(), table)], figures }))
+    Ok(Some(Output {
+        name: "fig4".into(),
+        tables: vec![("fig4-table".into(), table)],
+        figures,
+        ..Output::default()
+    }))
 }
 
 fn plotted(study: &Study, surfaces: &[Surface]) -> Table {

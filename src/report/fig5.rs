@@ -4,11 +4,13 @@
 //! probability, by Bradley-Terry, that the user would choose our image over the other of the same caption and noise, and
 //! beside it how often her utility of ours is higher. What a judge would say of the same images is a study of its own.
 
+mod shots;
+
 use std::collections::BTreeMap;
 
 use super::panel::{Axis, Panel, legend, legend_height};
 use super::plot::{COLUMN, Color, Look, Scene};
-use super::study::{BOOTSTRAP, LEVEL, Method, RESAMPLES, Role, Study};
+use super::study::{BOOTSTRAP, LEVEL, Method, NOBODY, RESAMPLES, Role, Study};
 use super::table::{Cell, Kind as Column, Table};
 use super::{Figure, Output, Result};
 use crate::data::desk::users;
@@ -203,6 +205,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
     if !users.claims.is_empty() {
         output.tables.push(("fig5-claims".into(), claims(&people)?));
     }
+    output.tables.extend(shots::table(&people, hero)?.map(|table| ("fig5-shots".into(), table)));
     output.figures.push(Figure {
         name: "fig5".into(),
         caption: format!(
@@ -240,7 +243,9 @@ fn all_comparisons(people: &People, hero: &Method) -> Vec<Comparison> {
     }
     // Images made for nobody: by what all have in common, or by what is learned from everybody's choices.
     let has = |condition: &str| hero.conditions.iter().any(|user| user.condition == condition);
-    for (name, words) in [(MEAN_USER, "the mean user's"), (NULL_USER, "the null user's")] {
+    let nobody =
+        [(NOBODY, "the zero user's"), (MEAN_USER, "the mean user's"), (NULL_USER, "the null user's")];
+    for (name, words) in nobody {
         if has(name) {
             all.push(of(format!("{} over {words}", hero.label), hero, Over::Condition(name.into())));
         }

@@ -17,7 +17,7 @@ impl Design {
                 .iter()
                 .map(|condition| {
                     // People are no points between rewards.
-                    let weights = match method.conditioning.is_of_people() {
+                    let weights = match method.is_of_people() {
                         true => vec![0.0; rewards.len()],
                         false => condition.weights(rewards)?,
                     };

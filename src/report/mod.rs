@@ -7,6 +7,7 @@
 //! ```text
 //! figures/<study>/<name>.{md,csv,tex}        a table
 //! figures/<study>/<name>.{svg,pdf,png,csv}   a figure with the numbers that it plots
+//! figures/<study>/<name>.html                the same as a page, where a figure has one
 //! ```
 //!
 //! The same rows give the same bytes on every day and for any number of threads, so [`stale`] can tell whether the
@@ -25,11 +26,13 @@ pub mod fig2;
 pub mod fig3;
 pub mod fig4;
 pub mod fig5;
+pub mod fig6;
 mod from_spec;
 pub mod judged;
 pub mod matrix;
 pub mod pairs;
 pub mod panel;
+pub mod people;
 pub mod plot;
 pub mod readme;
 pub mod retained;
@@ -68,6 +71,8 @@ pub struct Output {
     pub tables: Vec<(String, Table)>,
     /// Figures.
     pub figures: Vec<Figure>,
+    /// Whole HTML documents with the names of their files.
+    pub pages: Vec<(String, String)>,
 }
 
 /// An output that a study can have.
@@ -104,6 +109,11 @@ pub const OUTPUTS: &[Entry] = &[
         name: "audit",
         about: "what judges say of the images, beside the truth, and how good the judges are",
         render: audit::render,
+    },
+    Entry {
+        name: "fig6",
+        about: "images for users drawn by lot, and what they show of what was written about each",
+        render: fig6::render,
     },
     Entry {
         name: "retained",
@@ -156,10 +166,18 @@ impl Output {
         }
         for figure in &self.figures {
             let svg = figure.scene.to_svg(&figure.caption)?;
-            files.push((format!("{}.pdf", figure.name), export::to_pdf(&svg)?));
+            let vectors = !figure.scene.pixels_alone;
+            if vectors {
+                files.push((format!("{}.pdf", figure.name), export::to_pdf(&svg)?));
+            }
             files.push((format!("{}.png", figure.name), export::to_png(&svg)?));
-            files.push((format!("{}.svg", figure.name), svg.into_bytes()));
+            if vectors {
+                files.push((format!("{}.svg", figure.name), svg.into_bytes()));
+            }
             files.push((format!("{}.csv", figure.name), figure.data.csv().into_bytes()));
+        }
+        for (name, page) in &self.pages {
+            files.push((format!("{name}.html"), page.clone().into_bytes()));
         }
         Ok(files)
     }
@@ -180,8 +198,10 @@ impl Output {
             let width = (figure.scene.width * 2.0).round();
             let alt = figure.caption.replace('"', "'");
             parts.push(format!(
-                "<img src=\"{figures}/{}.svg\" alt=\"{alt}\" width=\"{width}\">\n\n{}\n",
-                figure.name, figure.caption
+                "<img src=\"{figures}/{}.{}\" alt=\"{alt}\" width=\"{width}\">\n\n{}\n",
+                figure.name,
+                if figure.scene.pixels_alone { "png" } else { "svg" },
+                figure.caption
             ));
         }
         (!parts.is_empty()).then(|| parts.join("\n"))
@@ -237,7 +257,7 @@ mod tests {
         let expected: Vec<&str> = OUTPUTS
             .iter()
             .map(|entry| entry.name)
-            .filter(|name| !["fig5", "audit", "sweep", "samples"].contains(name))
+            .filter(|name| !["fig5", "audit", "fig6", "sweep", "samples"].contains(name))
             .collect();
         let made: Vec<&str> = outputs.iter().map(|output| output.name.as_str()).collect();
         assert_eq!(

@@ -216,6 +216,8 @@ pub struct Scene {
     pub width: f64,
     /// The sheet's height in points.
     pub height: f64,
+    /// Whether it is little but pictures, so that nothing is gained by drawing it as vectors: then there is a PNG alone.
+    pub pixels_alone: bool,
     shapes: Vec<Shape>,
     pictures: Vec<Picture>,
 }
@@ -223,7 +225,13 @@ pub struct Scene {
 impl Scene {
     /// An empty sheet, its sides rounded up to whole points: half a pixel at an edge would not be opaque.
     pub fn new(width: f64, height: f64) -> Self {
-        Self { width: width.ceil(), height: height.ceil(), shapes: Vec::new(), pictures: Vec::new() }
+        Self {
+            width: width.ceil(),
+            height: height.ceil(),
+            pixels_alone: false,
+            shapes: Vec::new(),
+            pictures: Vec::new(),
+        }
     }
 
     /// An open path.

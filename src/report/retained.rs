@@ -91,6 +91,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         name: "retained".into(),
         tables: vec![("retained-table".into(), table)],
         figures: vec![figure],
+        ..Output::default()
     }))
 }
 

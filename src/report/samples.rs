@@ -41,6 +41,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         prompts.iter().enumerate().map(|(at, (_, text))| format!("{}  {text}", at + 1)).collect();
     let height = TOP + 10.0 + (side + GAP) * lines.len() as f64 + 4.0 + 9.0 * legend.len() as f64;
     let mut scene = Scene::new(PAGE, height);
+    scene.pixels_alone = true;
     for at in 0..prompts.len() {
         let x = LEFT + (side + GAP) * at as f64 + side / 2.0;
         scene.label(Label::new((x, TOP + 3.0), format!("{}", at + 1)).anchored(Anchor::Middle));
@@ -71,7 +72,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         scene,
         data: listed(&shown),
     };
-    Ok(Some(Output { name: "samples".into(), tables: Vec::new(), figures: vec![figure] }))
+    Ok(Some(Output { name: "samples".into(), figures: vec![figure], ..Output::default() }))
 }
 
 /// One prompt's images at every mixture of three users, each where its mixture lies in the triangle; `None` where too
@@ -97,6 +98,7 @@ pub(super) fn triangle(study: &Study, method: &Method) -> Result<Option<Figure>>
     let height = width * 0.75f64.sqrt();
     const TOP: f64 = 12.0;
     let mut scene = Scene::new(COLUMN, TOP + height + SIDE + 24.0);
+    scene.pixels_alone = true;
     for (weights, picture) in &points {
         // A mixture that is no quarter (the middle) would lie over its neighbours.
         if weights.iter().any(|weight| (weight * 4.0 - (weight * 4.0).round()).abs() > 1e-6) {

@@ -81,6 +81,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         name: "sweep".into(),
         tables: vec![("sweep-table".into(), table)],
         figures: vec![figure],
+        ..Output::default()
     }))
 }
 

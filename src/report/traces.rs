@@ -67,7 +67,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         scene: draw(&lines),
         data,
     };
-    Ok(Some(Output { name: "traces".into(), tables: Vec::new(), figures: vec![figure] }))
+    Ok(Some(Output { name: "traces".into(), figures: vec![figure], ..Output::default() }))
 }
 
 /// What is drawn, and what each line is the mean over.

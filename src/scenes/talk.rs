@@ -26,7 +26,7 @@ pub const FEW_SHOT_FILE: &str = "experiments/prompts/few-shot-desk.txt";
 pub const PLAIN: &str = "plain";
 
 /// From which size on a feature of one image is spoken of, in standard deviations.
-const STANDS_OUT: f64 = 0.8;
+pub const STANDS_OUT: f64 = 0.8;
 /// From which size on the difference of two images is.
 const DIFFERS: f64 = 1.0;
 /// Which share of the largest weight makes a weight part of a profile.
@@ -82,6 +82,23 @@ pub fn meaning(said: &str) -> Option<(usize, f64)> {
     })
 }
 
+/// The words of a text that speak of features, each once, in their order.
+pub fn words_in(text: &str) -> Vec<&'static str> {
+    let mut words = Vec::new();
+    for said in text.split(|c: char| !c.is_alphabetic()) {
+        let said = said.to_lowercase();
+        let known = WORDS.iter().flatten().find(|word| **word == said);
+        words.extend(known.filter(|word| !words.contains(*word)));
+    }
+    words
+}
+
+/// Whether an image shows what a word speaks of, so that [`describe`] would say the word of it; `None` where the word
+/// speaks of no feature.
+pub fn agrees(said: &str, features: &Features) -> Option<bool> {
+    meaning(said).map(|(feature, sign)| sign * features[feature] >= STANDS_OUT)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,5 +118,17 @@ mod tests {
             assert_eq!((meaning(much), meaning(little)), (Some((k, 1.0)), Some((k, -1.0))));
         }
         assert_eq!(meaning(PLAIN), None);
+    }
+
+    #[test]
+    fn an_image_agrees_with_the_words_that_describe_it_and_no_others() {
+        let features = [1.2, -0.9, 0.1, 0.0, 0.79, 0.8, -2.0, 0.7];
+        let described = describe(&features);
+        for word in WORDS.iter().flatten() {
+            assert_eq!(agrees(word, &features), Some(words_in(&described).contains(word)), "{word}");
+        }
+        assert_eq!(agrees("plain", &features), None);
+        assert_eq!(words_in("She likes Warm, dark (and warm) pictures; not darker."), ["warm", "dark"]);
+        assert!(words_in(PLAIN).is_empty());
     }
 }

@@ -1,7 +1,7 @@
 //! Experiment files to a plan of cells; every refusal happens here.
 //!
 //! A study is read in layers, each over the one before: the study that it `extends`, its own file, the profile's
-//! `[set]`, the study's `[released]` or the profile's `[quick]` where asked for, and each `--set key=value`. What is
+//! `[set]`, the study's `[released]` or the profile's and the study's `[quick]` where asked for, and each `--set key=value`. What is
 //! unknown is refused with file, line and the nearest known word; what is out of range, or missing on this disk, is
 //! refused before anything runs, all of it at once. What this module does not do: run anything, or print.
 
@@ -59,7 +59,7 @@ pub enum Size {
     /// As the study's file says.
     #[default]
     Standard,
-    /// A smoke run: the profile's `[quick]` layer applies.
+    /// A smoke run: the profile's `[quick]` layer applies, then the study's own.
     Quick,
     /// The run that is published: the study's `[released]` layer applies.
     Released,
@@ -172,13 +172,13 @@ impl Spec {
         if let Some(claims) = own_claims {
             tree.insert(Spanned::new(claims.span(), "claims".into()), claims);
         }
-        let released = take_table(&mut tree, "released");
+        let (own_quick, released) = (take_table(&mut tree, "quick"), take_table(&mut tree, "released"));
         let size = match request.size {
-            Size::Standard => DeTable::new(),
-            Size::Quick => quick,
-            Size::Released => released,
+            Size::Standard => vec![],
+            Size::Quick => vec![quick, own_quick],
+            Size::Released => vec![released],
         };
-        for layer in [set, size] {
+        for layer in std::iter::once(set).chain(size) {
             sources.merge(&mut tree, layer, &mut problems);
         }
         if profile.as_ref().is_some_and(|profile| profile.one_training) {

@@ -60,6 +60,9 @@ pub struct Users {
     /// The users whose true preferences correct the judges' rates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labelled: Option<Labelled>,
+    /// Whose images a figure shows; absent: nobody's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub showcase: Option<Showcase>,
 }
 
 /// Somebody who is asked which of two images a user would prefer.
@@ -111,6 +114,18 @@ pub struct Labelled {
     pub seed: Seed,
     /// How many of the evaluated users, drawn without replacement.
     pub users: usize,
+}
+
+/// How many users and prompts a figure of images shows, and the seed that they are drawn by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Showcase {
+    /// Of the lots.
+    pub seed: Seed,
+    /// Evaluated users, unseen and seen in turn.
+    pub users: usize,
+    /// Prompts of which images are kept.
+    pub prompts: usize,
 }
 
 /// That users would rather have one method's images than another's.
@@ -225,12 +240,12 @@ impl Users {
         (0..self.evaluated).map(move |index| users::identifier(kind, index))
     }
 
-    /// What trainings follow from: all but whom images are made for, and what is claimed.
+    /// What trainings follow from: all but whom images are made for, what is claimed, and what is shown.
     pub(super) fn identity(&self) -> serde_json::Value {
         let mut identity = serde_json::to_value(self).expect("a section is plain data");
         if let Some(fields) = identity.as_object_mut() {
             fields.remove("evaluated");
-            for reported in ["claims", "judges", "labelled"] {
+            for reported in ["claims", "judges", "labelled", "showcase"] {
                 fields.remove(reported);
             }
         }
@@ -337,6 +352,12 @@ impl Users {
                 "{study}: users.labelled.users is {}, expected 2 to {}",
                 labelled.users,
                 2 * self.evaluated
+            ));
+        }
+        if self.showcase.is_some_and(|showcase| showcase.users == 0 || showcase.prompts == 0) {
+            problems.push(format!(
+                "{study}: users.showcase.users and users.showcase.prompts must be at least 1; without the section there is no \
+                 figure"
             ));
         }
         let known = |name: &String| methods.iter().any(|method| method.name == *name);
