@@ -185,7 +185,7 @@ fn image(scene: &mut Scene, line: &Line, shown: &Shown, (left, top): (f64, f64),
         }
     }
     if shown.neglects {
-        let room = side - 6.0;
+        let room = side - 6.0 + GAP / 2.0;
         let text =
             ["caption neglected", "neglected"].into_iter().find(|text| text_width(text, SMALL) <= room);
         let y = end + LEADING;

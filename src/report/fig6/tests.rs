@@ -61,7 +61,7 @@ const PROMPTS: [&str; 3] = ["a small red star", "two <b> blue & green circles", 
 
 /// A profile of three words for each user; the last one of each kind is written about in a sentence.
 fn profile(user: i64) -> String {
-    let words = ["bright warm close", "dark vivid centred", "cool crisp distant", "muted smooth faithful"];
+    let words = ["bright warm close", "dark vivid centred", "cool crisp faithful"];
     match user % 100_000 {
         3 => "She prefers <dark>, vivid pictures of unexhaustiblyoverlongdescribedthings & centred ones."
             .into(),
