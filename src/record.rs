@@ -7,7 +7,7 @@
 //!                                           images/       the first few images, for people to look at
 //! ```
 //!
-//! Whoever keeps a finished record for long may pack its CSV files (`gzip -9n`): `rows.csv.gz` reads as `rows.csv`.
+//! Whoever keeps a finished record for long may pack its files (`gzip -9n`): `rows.csv.gz` reads as `rows.csv`.
 //!
 //! A row is appended and handed to the system at once, so a killed run keeps all rows but the one in flight; that
 //! torn last line is dropped when the record is opened again. A finished header carries the digest of its rows, so

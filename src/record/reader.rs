@@ -15,9 +15,9 @@ use crate::units::Digest;
 /// Where there is none, where it is not JSON of this schema, or where the system refuses.
 pub fn read_header(folder: &Path) -> Result<Header> {
     let path = folder.join("header.json");
-    let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+    let text = read_packed(&path)?;
     let way_out = || format!("remove the folder {} and run again", folder.display());
-    let header: Header = serde_json::from_str(&text).map_err(|fault| {
+    let header: Header = serde_json::from_slice(&text).map_err(|fault| {
         Error::data(
             &path,
             format!("is not a record's header: {fault}; expected schema {SCHEMA}; {}", way_out()),
@@ -88,7 +88,7 @@ pub fn read_packed(path: &Path) -> Result<Vec<u8>> {
 
 /// Whether `folder` holds a record, complete or not.
 pub fn is_record(folder: &Path) -> bool {
-    folder.join("header.json").exists() && is_there(&folder.join("rows.csv"))
+    is_there(&folder.join("header.json")) && is_there(&folder.join("rows.csv"))
 }
 
 /// A kept image's bytes, as they were kept.
@@ -127,10 +127,11 @@ pub fn cell_folders(root: &Path) -> Result<Vec<PathBuf>> {
     let mut folders = Vec::new();
     for entry in walkdir::WalkDir::new(root).sort_by_file_name() {
         let entry = entry.map_err(|fault| Error::data(root, format!("cannot be read: {fault}")))?;
-        if entry.file_name() == "header.json" {
+        if ["header.json", "header.json.gz"].iter().any(|name| entry.file_name() == *name) {
             folders.extend(entry.path().parent().map(Path::to_path_buf));
         }
     }
+    folders.dedup();
     Ok(folders)
 }
 

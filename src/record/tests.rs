@@ -59,7 +59,7 @@ fn a_packed_record_reads_as_before() {
     recorder.finish().unwrap();
     let read = || (read_cell(folder.path()).unwrap(), read_trace(folder.path()).unwrap());
     let plain = read();
-    for name in ["rows.csv", "trace.csv"] {
+    for name in ["header.json", "rows.csv", "trace.csv"] {
         let path = folder.path().join(name);
         let file = File::create(with_suffix(&path, ".gz")).unwrap();
         let mut encoder = flate2::write::GzEncoder::new(file, flate2::Compression::best());
@@ -68,6 +68,7 @@ fn a_packed_record_reads_as_before() {
         std::fs::remove_file(&path).unwrap();
     }
     assert!(is_record(folder.path()));
+    assert_eq!(cell_folders(folder.path()).unwrap(), [folder.path()]);
     assert_eq!(read(), plain);
     std::fs::write(folder.path().join("rows.csv.gz"), "torn").unwrap();
     let message = read_cell(folder.path()).unwrap_err().to_string();

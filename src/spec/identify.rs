@@ -177,6 +177,19 @@ pub struct Method {
     pub label: String,
     /// What the features are.
     pub features: Features,
+    /// Where they are looked at; absent: in every world, under every separation.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub only: Vec<Setting>,
+}
+
+/// A world and a separation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Setting {
+    /// The world.
+    pub world: World,
+    /// The separation.
+    pub separation: Separation,
 }
 
 /// What a user is to be told from.
@@ -440,7 +453,9 @@ impl Identification {
         let mut cells = Vec::new();
         for &world in &self.users.worlds {
             for &separation in &self.groups.separations {
-                for method in &self.methods {
+                let here = Setting { world, separation };
+                let looked_at = |method: &&Method| method.only.is_empty() || method.only.contains(&here);
+                for method in self.methods.iter().filter(looked_at) {
                     let mut needed =
                         BTreeMap::from([digest("data/pairs", places.assets.join("desk/pairs.parquet"))?]);
                     let model = match &method.features {
