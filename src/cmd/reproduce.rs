@@ -51,7 +51,16 @@ pub(super) fn run(arguments: &Arguments, global: &Global, kind: Kind) -> anyhow:
     let plan = if global.dry_run { spec.outline(&places)? } else { spec.resolve(&places)? };
     // What cannot be rendered is refused before hours are spent on it.
     Design::of(&spec)?;
-    if global.dry_run { show(&plan, global) } else { execute(&plan, global) }
+    let mut verdict = if global.dry_run { show(&plan, global)? } else { execute(&plan, global)? };
+    // Settings of one study are none of another's.
+    let with = spec.with.iter().filter(|_| kind == Kind::Study && global.set.is_empty());
+    for study in with {
+        let arguments = Arguments { study: study.clone() };
+        if let other @ Verdict::DoesNotHold = run(&arguments, global, kind)? {
+            verdict = other;
+        }
+    }
+    Ok(verdict)
 }
 
 /// Prints the plan: what is complete, what is cached, what it would take.

@@ -9,22 +9,19 @@ mod shots;
 use std::collections::BTreeMap;
 
 use super::panel::{Axis, Panel, legend, legend_height};
+use super::people::{self, KINDS, kind_label};
 use super::plot::{COLUMN, Color, Look, Scene};
 use super::study::{BOOTSTRAP, LEVEL, Method, NOBODY, RESAMPLES, Role, Study};
 use super::table::{Cell, Kind as Column, Table};
 use super::{Figure, Output, Result};
 use crate::data::desk::users;
-use crate::rng::stream;
-use crate::scenes::measure::Measured;
 use crate::scenes::population::SAMPLES;
-use crate::scenes::tastes::{self, Features, Kind, Taste, Tastes, features};
+use crate::scenes::tastes::{self, Features, Kind, Taste, Tastes};
 use crate::spec::Users;
-use crate::spec::users::{Claim, MEAN_USER, NULL_USER, Over, condition};
+use crate::spec::users::{Claim, MEAN_USER, NULL_USER, Over};
 use crate::stats::contrast::holm;
 use crate::stats::{Crossed, Direction, Estimate, Inference, Rule, Verdict};
 
-/// The score that says how well an image shows its caption.
-const ALIGNMENT: &str = "alignment";
 /// Bins of the likeness of two tastes.
 const BINS: usize = 5;
 
@@ -46,28 +43,15 @@ impl<'a> People<'a> {
         let tastes = everybody.map(|id| (id, users::taste(&population, id))).collect();
         let mut seen: BTreeMap<(String, String), Seen> = BTreeMap::new();
         for row in study.rows() {
-            let score = |name: &str| row.scores.get(name).copied();
-            let measured = || {
-                Some(Measured {
-                    brightness: score("brightness")?,
-                    saturation: score("saturation")?,
-                    warmth: score("warmth")?,
-                    contrast: score("contrast")?,
-                    texture: score("texture")?,
-                    centredness: score("centredness")?,
-                    fill: score("fill")?,
-                })
-            };
-            let (Some(measured), Some(alignment)) = (measured(), score(ALIGNMENT)) else { continue };
+            let Some(features) = people::seen(row) else { continue };
             let images = seen.entry((row.method.clone(), row.condition.clone())).or_default();
-            images.insert((row.prompt, row.noise_seed), features(&SAMPLES, &measured, alignment));
+            images.insert((row.prompt, row.noise_seed), features);
         }
         Self { study, users, tastes, seen }
     }
 
     fn of_kind(&self, kind: Option<Kind>) -> Vec<i64> {
-        let all = self.tastes.keys().copied();
-        all.filter(|id| kind.is_none_or(|kind| users::of_identifier(*id).0 == kind)).collect()
+        people::of_kind(self.users, kind)
     }
 
     /// What a method made for a user; what it made for nobody in particular where it knows no people.
@@ -77,12 +61,7 @@ impl<'a> People<'a> {
 
     /// The same with the method and the condition.
     fn made(&self, method: &Method, user: i64) -> Option<(Made, &Seen)> {
-        let own = condition(user).to_string();
-        let name = match method.conditions.iter().any(|user| user.condition == own) {
-            true => own,
-            false if method.conditions.len() == 1 => method.conditions[0].condition.clone(),
-            false => return None,
-        };
+        let name = people::condition_for(method, user)?.to_owned();
         let key = (method.name.clone(), name);
         self.seen.get(&key).map(|seen| (key, seen))
     }
@@ -135,13 +114,7 @@ impl<'a> People<'a> {
                     Some((user, *farthest))
                 })
                 .collect(),
-            Over::Method(_) | Over::Condition(_) | Over::Mismatched => {
-                // A random circle has nobody who meets herself.
-                let mut circle = who.to_vec();
-                stream(self.users.seed, "mismatched users", who.len() as u64).shuffle(&mut circle);
-                let next = circle.iter().cycle().skip(1);
-                circle.iter().copied().zip(next.copied()).filter(|(user, other)| user != other).collect()
-            }
+            Over::Method(_) | Over::Condition(_) | Over::Mismatched => people::mismatched(self.users, who),
         }
     }
 
@@ -176,16 +149,6 @@ struct Compared {
     probability: Inference,
     sign: Inference,
 }
-
-fn kind_label(kind: Option<Kind>) -> &'static str {
-    match kind {
-        Some(Kind::Seen) => "seen",
-        Some(Kind::Unseen) => "unseen",
-        None => "all",
-    }
-}
-
-const KINDS: [Option<Kind>; 3] = [Some(Kind::Seen), Some(Kind::Unseen), None];
 
 /// Renders the figure and its tables; `None` where the study has no people or no personal model.
 ///

@@ -94,6 +94,8 @@ pub struct Spec {
     pub sweep: Option<Sweep>,
     /// The tables and figures that are rendered; absent: all that there is something for.
     pub outputs: Option<Vec<String>>,
+    /// Studies that belong to it, and are reproduced after it where nothing of it is changed.
+    pub with: Vec<String>,
     /// The weights and data that it runs on.
     pub profile: Profile,
     /// The folder name of the profile with its changes: `desk`, `desk-quick`, `desk-set-1a2b3c4d`.
@@ -282,7 +284,7 @@ impl Reader<'_> {
     /// The sections of a study; `only` and `sweep` are applied here.
     const SECTIONS: &'static [&'static str] = &[
         "schema", "name", "title", "paper", "records", "extends", "only", "seeds", "data", "train",
-        "adapter", "sample", "rewards", "users", "methods", "claims", "sweep", "outputs",
+        "adapter", "sample", "rewards", "users", "methods", "claims", "sweep", "outputs", "with",
     ];
 
     fn spec<'a>(
@@ -320,6 +322,7 @@ impl Reader<'_> {
         let rewards = self.need(&mut tree, "rewards", problems);
         let claims = self.may(&mut tree, "claims", problems);
         let outputs = self.may(&mut tree, "outputs", problems);
+        let with: Option<Vec<String>> = self.may(&mut tree, "with", problems);
         let (name, mut profile) = (name?, profile?);
         if let Some(users) = &users {
             methods.iter_mut().for_each(|method| users.expand(method));
@@ -343,6 +346,7 @@ impl Reader<'_> {
             claims: claims.unwrap_or_default(),
             sweep,
             outputs,
+            with: with.unwrap_or_default(),
             profile,
             label: String::new(),
         })

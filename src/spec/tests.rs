@@ -68,7 +68,7 @@ fn a_study_of_another_kind_is_read_and_refused_with_its_place() {
     for (set, expected) in [
         ("users.cuont=3", "--set users.cuont=3: unknown key `cuont`"),
         ("users.count=0", "users.count is 0, expected at least 1"),
-        ("users.pairs_per_user=51", "pairs_per_user is 51, and 10 + 3 groups of 4 need 52"),
+        ("users.pairs_per_user=39", "pairs_per_user is 39, and 8 + 2 groups of 4 need 40"),
         ("ranks=[1, 301]", "ranks has 301, expected 1 to users.count"),
         ("methods.clip.name=clap", "claim above-clip: no method `clip`"),
     ] {
@@ -108,7 +108,7 @@ fn what_is_unknown_is_refused_with_its_place() {
         (
             "tabel1",
             "",
-            "unknown study `tabel1`, expected one of beta, controls, fig2, fig3, fig4, sensitivity, table1, users, or a path that ends in .toml; did you mean `table1`?",
+            "unknown study `tabel1`, expected one of beta, controls, fig2, fig3, fig4, fig5, fig6, sensitivity, table1, users, or a path that ends in .toml; did you mean `table1`?",
         ),
         ("table1", "train.stepps=3", "--set train.stepps=3: unknown key `stepps`"),
         ("table1", "trian.steps=3", "--set trian.steps=3: unknown key `trian`, expected one of schema"),

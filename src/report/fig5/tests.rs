@@ -1,8 +1,11 @@
 use std::path::Path;
 
+use super::people::ALIGNMENT;
 use super::*;
 use crate::record::Row;
 use crate::report::study::Design;
+use crate::scenes::measure::Measured;
+use crate::spec::users::condition;
 use crate::spec::{Request, Spec};
 
 fn design() -> Design {

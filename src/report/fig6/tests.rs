@@ -244,7 +244,7 @@ fn agreement_is_over_all_images_beside_another_users_words() {
     let (own, neglected, alignment) = row("PPD", "unseen").unwrap();
     // Two of three words.
     assert!(close(own, 200.0 / 3.0) && close(neglected, 0.0), "{own:?}");
-    assert!(close(alignment, 0.7), "{alignment:?}");
+    assert!(close(alignment, 0.7 + 0.1 / 4.0), "{alignment:?}");
     let (own, neglected, _) = row("Base, profile in the caption", "all").unwrap();
     assert!(close(own, 100.0 / 3.0) && close(neglected, 100.0 / 3.0), "{own:?} {neglected:?}");
     let (own, neglected, alignment) = row("Base", "all").unwrap();
