@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use super::discriminant::Discriminants;
 use super::groups::{How, embed_groups, layer};
 use super::profile_in;
 use crate::data::Preference;
@@ -59,6 +60,8 @@ pub struct Learned {
     pub user: Vec<f32>,
 }
 
+/// The largest coordinate of an embedding, whatever was shown.
+const FARTHEST: f64 = 4.0;
 /// What every vector ends with: whether it stands for the null user, and one, through which is learned what all have in
 /// common.
 const SOMEBODY: [f32; 2] = [0.0, 1.0];
@@ -177,11 +180,12 @@ impl People {
         Ok(people)
     }
 
-    /// Keeps embeddings, standardised over the groups that are trained on; their sum of squares is about one.
+    /// Keeps embeddings, standardised over the groups that are trained on, and, where it is asked for, reduced to the
+    /// directions in which their users differ. Their root mean square length there is the study's.
     fn tell(&mut self, learned: &[Vec<f32>], asked: &BTreeSet<Key>, (rows, texts): (&[Vec<f32>], &[String])) {
-        self.width = learned.first().or(rows.first()).map_or(0, Vec::len);
+        let width = learned.first().or(rows.first()).map_or(0, Vec::len);
         let count = learned.len().max(1) as f64;
-        let moments: Vec<(f64, f64)> = (0..self.width)
+        let moments: Vec<(f64, f64)> = (0..width)
             .map(|k| {
                 let mean = learned.iter().map(|row| f64::from(row[k])).sum::<f64>() / count;
                 let variance =
@@ -189,22 +193,31 @@ impl People {
                 (mean, variance.sqrt().max(1e-6))
             })
             .collect();
-        let scale = 1.0 / (self.width.max(1) as f64).sqrt();
-        let standard = |row: &Vec<f32>| -> Vec<f32> {
-            row.iter()
-                .zip(&moments)
-                .map(|(x, (mean, deviation))| {
-                    ((f64::from(*x) - mean) / deviation * scale).clamp(-4.0, 4.0) as f32
-                })
-                .collect()
+        let standard = |row: &Vec<f32>| -> Vec<f64> {
+            let standard = |(x, (mean, deviation)): (&f32, &(f64, f64))| (f64::from(*x) - mean) / deviation;
+            row.iter().zip(&moments).map(standard).collect()
         };
-        let owners = self.groups.iter().flat_map(|(user, own)| own.iter().map(|_| *user));
-        for (user, row) in owners.zip(learned) {
-            self.embedded.entry(user).or_default().push(standard(row));
+        let owners: Vec<i64> = self.groups.iter().flat_map(|(user, own)| own.iter().map(|_| *user)).collect();
+        let standardised: Vec<Vec<f64>> = learned.iter().map(standard).collect();
+        let reduced = self.spec.discriminants.map(|count| Discriminants::of(&standardised, &owners, count));
+        let directions = |row: Vec<f64>| match &reduced {
+            Some(reduced) => reduced.apply(&row),
+            None => row,
+        };
+        let of_learned: Vec<Vec<f64>> = standardised.into_iter().map(directions).collect();
+        let square = of_learned.iter().flatten().map(|x| x * x).sum::<f64>() / count;
+        let scale = if square > 0.0 { self.spec.length / square.sqrt() } else { 1.0 };
+        let vector = |row: &Vec<f64>| -> Vec<f32> {
+            row.iter().map(|x| (x * scale).clamp(-FARTHEST, FARTHEST) as f32).collect()
+        };
+        self.width = of_learned.first().map_or(0, Vec::len);
+        for (user, row) in owners.iter().zip(&of_learned) {
+            self.embedded.entry(*user).or_default().push(vector(row));
         }
         for ((key, row), text) in asked.iter().zip(rows).zip(texts) {
             let profile = profile_in(text).unwrap_or_default().replace("<|im_end|>", "").trim().to_owned();
-            self.told.insert(*key, Told { embedding: standard(row), profile });
+            let embedding = vector(&directions(standard(row)));
+            self.told.insert(*key, Told { embedding, profile });
         }
     }
 
@@ -350,6 +363,8 @@ mod tests {
             draws: 2,
             most_shots: Some(6),
             null_share: 0.2,
+            discriminants: None,
+            length: 1.0,
             judges: Vec::new(),
             labelled: None,
             evaluated: 2,

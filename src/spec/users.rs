@@ -51,6 +51,12 @@ pub struct Users {
     /// The layer whose state is the embedding; absent: the last.
     #[serde(default)]
     pub layer: Option<usize>,
+    /// How many linear discriminants of users an embedding is reduced to; absent: it stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub discriminants: Option<usize>,
+    /// The root mean square length of embeddings over those that are trained on.
+    #[serde(default = "unit")]
+    pub length: f64,
     /// What is claimed, fixed before looking.
     #[serde(default)]
     pub claims: Vec<Claim>,
@@ -192,6 +198,10 @@ fn one() -> usize {
     1
 }
 
+fn unit() -> f64 {
+    1.0
+}
+
 /// Whom a condition's images are for, and which of her choices stand for her.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Addressee {
@@ -307,6 +317,9 @@ impl Users {
                 "{study}: users.shots, users.draws and each of users.learned_shots must be at least 1, and \
                  users.most_shots at least users.shots"
             ));
+        }
+        if self.discriminants == Some(0) || !(self.length > 0.0 && self.length.is_finite()) {
+            problems.push(format!("{study}: users.discriminants and users.length must be above 0"));
         }
         if !(0.0..1.0).contains(&self.null_share) {
             problems

@@ -21,6 +21,7 @@ pub mod estimate;
 pub mod inference;
 pub mod judging;
 pub mod likelihood;
+pub mod linear;
 pub mod paired;
 pub mod proportion;
 pub mod replicates;

@@ -92,7 +92,7 @@ fn made(method: &str, user: i64, prompt: u32) -> Features {
 /// A picture of its own for each image.
 fn png(features: &Features, place: usize) -> Vec<u8> {
     let level = |k: usize| (128.0 + 60.0 * features[k]).clamp(0.0, 255.0) as u8;
-    let mut rgb = vec![level(0), level(1), level(2)].repeat(16 * 16);
+    let mut rgb = [level(0), level(1), level(2)].repeat(16 * 16);
     rgb[..3].copy_from_slice(&[(place % 256) as u8, (place / 256) as u8, 7]);
     super::super::export::encode_png(&rgb, 16, 16).unwrap()
 }
