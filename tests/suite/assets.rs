@@ -10,6 +10,8 @@ use ppd::pretrain::clip::ClipConfig;
 use ppd::pretrain::codec::{CodecConfig, DecoderConfig};
 use ppd::pretrain::denoiser::DenoiserConfig;
 use ppd::pretrain::hps::HpsConfig;
+use ppd::pretrain::vlm::VlmConfig;
+use ppd::vlm::Vlm;
 use serde_json::{Value, json, to_value};
 
 fn desk() -> PathBuf {
@@ -29,6 +31,8 @@ fn recipe(name: &str, manifest: &Manifest) -> Value {
         "aesthetic-twin" => to_value(AestheticConfig::twin()).unwrap(),
         "hps" => to_value(HpsConfig::reward()).unwrap(),
         "hps-twin" => to_value(HpsConfig::twin()).unwrap(),
+        "vlm" => to_value(VlmConfig::embedder()).unwrap(),
+        "vlm-judge" => to_value(VlmConfig::judge()).unwrap(),
         other => panic!("assets/desk/{other} is no model that `ppd pretrain` makes"),
     }
 }
@@ -80,6 +84,9 @@ fn every_model_opens() {
                     &candle_core::Device::Cpu,
                 )
                 .unwrap();
+            }
+            "vlm" | "vlm-judge" => {
+                drop(Vlm::open(&folder, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap())
             }
             _ => drop(open_reward(&folder.join("model.safetensors"), &candle_core::Device::Cpu).unwrap()),
         }
