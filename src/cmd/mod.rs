@@ -26,8 +26,8 @@ mod verify;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use clap::parser::ValueSource;
 use clap::{ArgAction, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
@@ -315,15 +315,19 @@ fn run(cli: &Cli) -> anyhow::Result<Verdict> {
     }
 }
 
-/// A handle that shows progress and stops at Ctrl-C; a second Ctrl-C ends the program at once.
+/// A handle that shows progress and stops at Ctrl-C; a second Ctrl-C ends the program at once. All handles of a process stop
+/// together.
 fn progress(global: &Global) -> anyhow::Result<Progress> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let asked = stop.clone();
-    ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(1);
-        }
-        eprintln!("\nstopping at the next clean place; press Ctrl-C again to stop at once");
-    })?;
+    static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+    if STOP.get().is_none() {
+        let asked = STOP.get_or_init(Arc::default).clone();
+        ctrlc::set_handler(move || {
+            if asked.swap(true, Ordering::Relaxed) {
+                std::process::exit(1);
+            }
+            eprintln!("\nstopping at the next clean place; press Ctrl-C again to stop at once");
+        })?;
+    }
+    let stop = STOP.get_or_init(Arc::default).clone();
     Ok(Progress::new(stop, terminal::observer(global.quiet, global.no_color)))
 }
