@@ -20,6 +20,7 @@ use crate::progress::Progress;
 use crate::record::replace_file;
 use crate::report::fig5::{self, Made};
 use crate::report::judged::{FOLDER, MISMATCHED, NONE, OWN, PAIRS};
+use crate::report::people::mismatched;
 use crate::report::study::{Design, Study};
 use crate::scenes::tastes::Kind;
 use crate::spec::Plan;
@@ -42,6 +43,7 @@ pub(super) fn run(plan: &Plan, global: &Global, progress: &Progress) -> Result<(
         let folder = plan.folder.join(FOLDER).join(&judge.name);
         std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         let opened = open(judge, plan, global, progress)?;
+        let mut caps = Caps { calls: judge.max_calls, tokens: None, cost: judge.max_cost };
         let protocol = Protocol {
             template: match judge.words {
                 Words::Default => Template::default(),
@@ -56,7 +58,13 @@ pub(super) fn run(plan: &Plan, global: &Global, progress: &Progress) -> Result<(
                 _ => bench.choices(judge, set)?,
             };
             let repeats = if set == PAIRS { 1 } else { judge.repeats as u32 };
-            let rows = ask(&opened, &Protocol { repeats, ..protocol.clone() }, &asked, global, progress)?;
+            let rows = ask(
+                &opened,
+                &Protocol { repeats, ..protocol.clone() },
+                &asked,
+                (global, progress),
+                &mut caps,
+            )?;
             let store = |name: String, text: String| replace_file(&folder.join(name), text.as_bytes());
             store(format!("{set}.truth.csv"), truth::write(&truths)?)?;
             store(format!("{set}.csv"), judgement::write(&rows)?)?;
@@ -81,13 +89,14 @@ fn open(judge: &people::Judge, plan: &Plan, global: &Global, progress: &Progress
     Ok(opened)
 }
 
-/// Every call's row; answers that were given before are not asked for again.
+/// Every call's row; answers that were given before are not asked for again. What was spent, then or now, is taken off `caps`,
+/// which hold for all sets of questions together.
 fn ask(
     judge: &Judge,
     protocol: &Protocol,
     asked: &[Asked],
-    global: &Global,
-    progress: &Progress,
+    (global, progress): (&Global, &Progress),
+    caps: &mut Caps,
 ) -> Result<Vec<Row>> {
     let folder = global.cache.join(CACHE);
     let cache = match judge.is_kept() {
@@ -95,7 +104,11 @@ fn ask(
         false => None,
     };
     let questions = Questions::new(judge, protocol, asked, cache.as_ref())?;
-    Ok(questions.ask(Caps::default(), progress)?.rows)
+    let judged = questions.ask(*caps, progress)?;
+    let spent = judged.before.plus(judged.spent);
+    caps.calls = caps.calls.map(|most| most.saturating_sub(spent.calls));
+    caps.cost = caps.cost.map(|most| (most - spent.cost).max(0.0));
+    Ok(judged.rows)
 }
 
 /// All that judges of a study are shown.
@@ -133,13 +146,8 @@ impl<'a> Bench<'a> {
             let image = crate::image::decode(&picture.png()?, &path)?;
             kept.insert((made, one.prompt, one.noise_seed), Picture::new(name, image));
         }
-        let mut strangers = BTreeMap::new();
-        for kind in [Kind::Seen, Kind::Unseen] {
-            let who: Vec<i64> = spec.evaluated(kind).collect();
-            for (i, user) in who.iter().enumerate() {
-                strangers.insert(*user, who[(i + 1) % who.len()]);
-            }
-        }
+        let of_kind = |kind| mismatched(spec, &spec.evaluated(kind).collect::<Vec<i64>>());
+        let strangers = [Kind::Seen, Kind::Unseen].into_iter().flat_map(of_kind).collect();
         let questions = fig5::questions(study);
         Ok(Self { spec, choices, kept, prompts, questions, strangers })
     }

@@ -43,12 +43,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
 }
 
 fn percent(estimate: &Estimate) -> Estimate {
-    Estimate {
-        value: 100.0 * estimate.value,
-        low: 100.0 * estimate.low,
-        high: 100.0 * estimate.high,
-        ..estimate.clone()
-    }
+    estimate.clone().percent()
 }
 
 fn share(share: Option<&Share>) -> Cell {

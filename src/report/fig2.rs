@@ -247,12 +247,7 @@ fn table(found: &Found) -> Result<Table> {
 }
 
 fn percent(estimate: Estimate) -> Estimate {
-    Estimate {
-        value: 100.0 * estimate.value,
-        low: 100.0 * estimate.low,
-        high: 100.0 * estimate.high,
-        ..estimate
-    }
+    estimate.percent()
 }
 
 /// The curve of one kind of features in one setting.

@@ -322,13 +322,7 @@ const MISMATCHED: &str = "mismatched";
 const FARTHEST: &str = "farthest";
 
 fn percent(inference: &Inference) -> Estimate {
-    let estimate = inference.estimate(LEVEL).clamped(0.0, 1.0);
-    Estimate {
-        value: 100.0 * estimate.value,
-        low: 100.0 * estimate.low,
-        high: 100.0 * estimate.high,
-        ..estimate
-    }
+    inference.estimate(LEVEL).clamped(0.0, 1.0).percent()
 }
 
 fn table(hero: &Method, compared: &[Compared], study: &Study) -> Table {

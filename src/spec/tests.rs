@@ -110,6 +110,11 @@ fn what_is_unknown_is_refused_with_its_place() {
             "",
             "unknown study `tabel1`, expected one of beta, controls, fig2, fig3, fig4, fig5, fig6, sensitivity, table1, users, or a path that ends in .toml; did you mean `table1`?",
         ),
+        (
+            "users",
+            "users.judges=[{name=\"gpt\", label=\"GPT\", judge={kind=\"openai\"}, shots=4, block=1, foresees=2}]",
+            "users.judges: gpt: an endpoint may cost money; set max_calls or max_cost",
+        ),
         ("table1", "train.stepps=3", "--set train.stepps=3: unknown key `stepps`"),
         ("table1", "trian.steps=3", "--set trian.steps=3: unknown key `trian`, expected one of schema"),
         ("table1", "methods.ppd.objective.beta=0", "Beta must be a finite number above 0, got 0"),

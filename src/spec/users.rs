@@ -93,6 +93,12 @@ pub struct Judge {
     /// How often it is asked each of these.
     #[serde(default = "one")]
     pub repeats: usize,
+    /// The most calls, over all that it is asked; an endpoint needs this or the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_calls: Option<u64>,
+    /// The most money, in the unit of its prices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_cost: Option<f64>,
     /// Of how many prompts it sees images; absent: of all whose images are kept.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompts: Option<usize>,
@@ -350,6 +356,13 @@ impl Users {
             if judge.name.is_empty() || !judge.name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
                 problems.push(format!(
                     "{study}: users.judges: the name {:?}: expected letters, digits, hyphens",
+                    judge.name
+                ));
+            }
+            let is_endpoint = judge.judge.get("kind").and_then(toml::Value::as_str) == Some("openai");
+            if is_endpoint && judge.max_calls.is_none() && judge.max_cost.is_none() {
+                problems.push(format!(
+                    "{study}: users.judges: {}: an endpoint may cost money; set max_calls or max_cost beside `judge`",
                     judge.name
                 ));
             }

@@ -46,6 +46,15 @@ impl Estimate {
         (self.high - self.low) / 2.0
     }
 
+    /// The same estimate in percent.
+    #[must_use]
+    pub fn percent(mut self) -> Self {
+        self.value *= 100.0;
+        self.low *= 100.0;
+        self.high *= 100.0;
+        self
+    }
+
     /// The same estimate, its interval cut to what the quantity can be (a rate lies in [0, 1]).
     #[must_use]
     pub fn clamped(mut self, least: f64, most: f64) -> Self {

@@ -41,16 +41,7 @@ impl Gathered {
     fn rate(&self) -> Result<Option<Estimate>> {
         let clusters = self.clusters()?;
         let inference = clusters.map(|clusters| clusters.rate_inference(RESAMPLES, BOOTSTRAP)).transpose()?;
-        Ok(inference.map(|inference| hundredfold(inference.estimate(LEVEL).clamped(0.0, 1.0))))
-    }
-}
-
-fn hundredfold(estimate: Estimate) -> Estimate {
-    Estimate {
-        value: 100.0 * estimate.value,
-        low: 100.0 * estimate.low,
-        high: 100.0 * estimate.high,
-        ..estimate
+        Ok(inference.map(|inference| inference.estimate(LEVEL).clamped(0.0, 1.0).percent()))
     }
 }
 
@@ -163,7 +154,7 @@ pub(super) fn table(records: &Records) -> Result<Option<Table>> {
                 Cell::number(Some(told.users as f64), 0),
                 Cell::estimate(told.own.rate()?, 1),
                 Cell::estimate(told.others.rate()?, 1),
-                Cell::estimate(told.difference.mean()?.map(hundredfold), 1),
+                Cell::estimate(told.difference.mean()?.map(Estimate::percent), 1),
                 Cell::estimate(neglects, 1),
                 Cell::estimate(told.alignment.mean()?, 3),
             ]);
