@@ -4,6 +4,7 @@
 //! embedding is what the authors' code stores: the hidden states of every layer at the last step of that answer. What this
 //! module does not do: read pairs or write embeddings.
 
+pub mod choices;
 pub mod discriminant;
 pub mod groups;
 pub mod people;

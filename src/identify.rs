@@ -4,27 +4,28 @@
 //! A group is `shots` of a user's pairs. Heads learn from some groups of every user which user a group belongs to, and are
 //! asked about others. What this module does not do: train the model that embeds, or say how good a rank is.
 
+mod features;
 mod knowledge;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use candle_core::Device;
 
 use crate::data::Preference;
-use crate::data::desk::users::{self, Choice, Shown, Use, World};
-use crate::embed::groups::{self, How};
+use crate::data::album::{Album, States};
+use crate::data::desk::users::{self, Choice, Shown, Use};
+use crate::data::gallery::Gallery;
+use crate::data::recorded;
+use crate::embed::choices::Source;
 use crate::error::{Error, Result};
-use crate::evaluate::open_reward;
 use crate::nn::workers::Workers;
-use crate::pixels::Image;
 use crate::pretrain::classify::{self, Examples};
 use crate::progress::Progress;
-use crate::reward::Reward;
 use crate::rng::stream;
 use crate::scenes::population::SAMPLES;
-use crate::scenes::talk;
 use crate::scenes::tastes::{self, Kind, Taste, Tastes};
-use crate::spec::identify::{Cell, Choices, Features, Identification, RANK, Separation, rank_by};
+use crate::spec::identify::{Cell, Features, Identification, RANK, Separation, World, rank_by};
 use crate::units::Digest;
 
 use knowledge::Scores;
@@ -41,8 +42,17 @@ pub struct Identifier<'a> {
     assets: &'a Path,
     cache: &'a Path,
     workers: &'a Workers,
-    shown: Vec<Shown>,
-    tastes: Tastes,
+    device: Device,
+    gallery: Gallery,
+    users: Users,
+}
+
+/// Who is to be told from whom.
+enum Users {
+    /// Simulated ones, with known utilities.
+    Simulated(Tastes),
+    /// People, each with her choices.
+    Recorded(Vec<Vec<Choice>>),
 }
 
 /// A few choices of one user.
@@ -87,15 +97,90 @@ impl<'a> Identifier<'a> {
     ) -> Result<Self> {
         let pairs: Vec<&Preference> =
             pairs.iter().filter(|pair| Use::of(&pair.caption) == Use::Study).collect();
-        let shown = Shown::of_pairs(&pairs, &SAMPLES)?;
-        let tastes = Tastes::new(study.users.seed, tastes::Config::desk(SAMPLES));
-        Ok(Self { study, assets, cache, workers, shown, tastes })
+        let gallery = Gallery::Desk(Shown::of_pairs(&pairs, &SAMPLES)?);
+        let users = Users::Simulated(Tastes::new(study.users.seed, tastes::Config::desk(SAMPLES)));
+        Ok(Self { study, assets, cache, workers, device: Device::Cpu, gallery, users })
     }
 
-    fn config(&self, world: World) -> users::Config {
+    /// Draws users among the people whose choices a data set records: those who have enough of them.
+    ///
+    /// # Errors
+    /// Where too few have, with how many the others have.
+    pub fn recorded(
+        study: &'a Identification,
+        source: &Source<'a>,
+        assets: &'a Path,
+        workers: &'a Workers,
+    ) -> Result<Self> {
+        let album = Album::open(source.path, source.digest.clone())?;
+        let mut pairs = album.load()?;
+        pairs.truncate(source.most.unwrap_or(usize::MAX));
+        let mut states = States::open(&album, source.cache)?;
+        let enough = |choices: &[Choice]| {
+            let fits = |separation: &Separation| {
+                let parts = parted(study, *separation, choices.to_vec(), |pair| pairs[pair].caption.as_str());
+                parts.iter().all(|(choices, count)| choices.len() / study.groups.shots >= *count)
+            };
+            study.groups.separations.iter().all(fits)
+        };
+        let who = (study.users.seed, study.users.count);
+        let people =
+            recorded::with_most(&pairs, &album, &mut states, who, study.users.pairs_per_user, enough)?;
+        drop(states);
+        let mut captions = BTreeMap::new();
+        let choices: Vec<Vec<Choice>> = people
+            .into_iter()
+            .enumerate()
+            .map(|(number, of)| {
+                let own = of.learned.into_iter().map(|choice| Choice { user: number as i64, ..choice });
+                own.collect()
+            })
+            .collect();
+        for choice in choices.iter().flatten() {
+            captions.entry(choice.pair).or_insert_with(|| pairs[choice.pair].caption.clone());
+        }
+        let gallery = Gallery::Album { album, captions };
+        let (cache, users) = (source.cache, Users::Recorded(choices));
+        Ok(Self { study, assets, cache, workers, device: Device::Cpu, gallery, users })
+    }
+
+    /// The same, with models that compute on `device`.
+    pub fn on(self, device: &Device) -> Self {
+        Self { device: device.clone(), ..self }
+    }
+
+    fn config(&self, world: users::World) -> users::Config {
         let users = &self.study.users;
         let pairs_per_user = users.pairs_per_user;
         users::Config { seed: users.seed, world, seen: users.count, unseen: 0, pairs_per_user }
+    }
+
+    /// What simulated users look at, and their tastes.
+    fn simulated(&self) -> Result<(&[Shown], &Tastes)> {
+        match (self.gallery.shown(), &self.users) {
+            (Some(shown), Users::Simulated(tastes)) => Ok((shown, tastes)),
+            _ => Err(Error::Spec(format!(
+                "{}: people's utilities are unknown where choices are recorded; leave out what asks for them",
+                self.study.name
+            ))),
+        }
+    }
+
+    /// Everybody's choices.
+    fn choices(&self, world: World) -> Result<Vec<Vec<Choice>>> {
+        match (&self.users, world.simulated()) {
+            (Users::Recorded(choices), None) => Ok(choices.clone()),
+            (Users::Simulated(tastes), Some(world)) => {
+                let shown = self.gallery.shown().unwrap_or_default();
+                let all = users::choices(shown, tastes, &self.config(world))?;
+                Ok(all.chunk_by(|a, b| a.user == b.user).map(<[Choice]>::to_vec).collect())
+            }
+            _ => Err(Error::Spec(format!(
+                "{}: there is no world `{}` among these users",
+                self.study.name,
+                world.name()
+            ))),
+        }
     }
 
     /// Cuts all users' choices into groups.
@@ -104,24 +189,12 @@ impl<'a> Identifier<'a> {
     /// [`Error::Spec`] where a user has too few choices.
     pub fn cut(&self, world: World, separation: Separation) -> Result<Cut> {
         let sizes = &self.study.groups;
-        let all = users::choices(&self.shown, &self.tastes, &self.config(world))?;
         let mut cut = Cut::default();
-        for choices in all.chunk_by(|a, b| a.user == b.user) {
-            let user = choices[0].user as usize;
-            let mut choices = choices.to_vec();
+        for mut choices in self.choices(world)? {
+            let Some(user) = choices.first().map(|choice| choice.user as usize) else { continue };
             stream(sizes.seed, "identify groups", user as u64).shuffle(&mut choices);
-            let (asked, learned): (Vec<Choice>, Vec<Choice>) = match separation {
-                Separation::Random => {
-                    let learned = choices.split_off((sizes.shots * sizes.asked).min(choices.len()));
-                    (choices, learned)
-                }
-                Separation::CaptionDisjoint => {
-                    choices.into_iter().partition(|choice| kept_for_asked(&self.shown[choice.pair].caption))
-                }
-            };
-            for (groups, choices, count) in
-                [(&mut cut.learned, learned, sizes.learned), (&mut cut.asked, asked, sizes.asked)]
-            {
+            let [learned, asked] = parted(self.study, separation, choices, |pair| self.gallery.caption(pair));
+            for (groups, (choices, count)) in [(&mut cut.learned, learned), (&mut cut.asked, asked)] {
                 let chunks = choices.chunks_exact(sizes.shots);
                 if chunks.len() < count {
                     return Err(Error::Spec(format!(
@@ -147,18 +220,18 @@ impl<'a> Identifier<'a> {
         let cut = self.cut(cell.world, cell.separation)?;
         let rows = match &cell.method.features {
             Features::KnownUtilities => None,
-            Features::ClipDifference { model } => Some(self.differences(&cut, &self.assets.join(model))?),
+            Features::ClipDifference { model } => Some(self.differences(&cut, model)?),
             Features::Embedding { choices, layer } => {
                 Some(self.embeddings(&cut, *choices, *layer, progress)?)
             }
         };
         let mut answers: Vec<Scores> = match (&self.study.knowledge, &rows) {
             (None, _) => vec![Scores::new(); cut.asked.len()],
-            (Some(settings), None) => self.knowable(settings, &cut),
+            (Some(settings), None) => self.knowable(settings, &cut)?,
             (Some(settings), Some((learned, asked))) => self.knowledge(settings, &cut, (learned, asked))?,
         };
         let ranks = match rows {
-            None => vec![(RANK.to_owned(), self.known(&cut.asked, cell.world, cell.separation))],
+            None => vec![(RANK.to_owned(), self.known(&cut.asked, cell.world, cell.separation)?)],
             Some(rows) => self.by_heads(&cut, rows, progress)?,
         };
         for (name, ranks) in ranks {
@@ -195,17 +268,18 @@ impl<'a> Identifier<'a> {
     }
 
     /// What is known of all users says, by Bayes' rule from equal odds, of each group: the rank of its own user.
-    fn known(&self, groups: &[Group], world: World, separation: Separation) -> Vec<f64> {
-        let config = self.config(world);
+    fn known(&self, groups: &[Group], world: World, separation: Separation) -> Result<Vec<f64>> {
+        let (shown, tastes) = self.simulated()?;
+        let config = self.config(world.simulated().unwrap_or(users::World::Shared));
         let tastes: Vec<Taste> =
-            (0..self.study.users.count).map(|user| self.tastes.user(Kind::Seen, user as u64)).collect();
+            (0..self.study.users.count).map(|user| tastes.user(Kind::Seen, user as u64)).collect();
         let asked =
-            |place: &usize| separation == Separation::Random || kept_for_asked(&self.shown[*place].caption);
+            |place: &usize| separation == Separation::Random || kept_for_asked(self.gallery.caption(*place));
         // The chance of meeting a pair of one's own is the same for each of them.
         let pools: Vec<(Vec<bool>, f64)> = (0..self.study.users.count)
             .map(|user| {
-                let pool = users::pool(&self.shown, &config, user as i64);
-                let mut holds = vec![false; self.shown.len()];
+                let pool = users::pool(shown, &config, user as i64);
+                let mut holds = vec![false; shown.len()];
                 pool.iter().for_each(|&place| holds[place] = true);
                 let size = pool.iter().filter(|place| asked(place)).count();
                 (holds, -(size.max(1) as f64).ln())
@@ -217,7 +291,7 @@ impl<'a> Identifier<'a> {
                     if !holds[choice.pair] {
                         return f64::NEG_INFINITY;
                     }
-                    let features = &self.shown[choice.pair].features;
+                    let features = &shown[choice.pair].features;
                     chance + taste.prefers(&features[choice.chosen], &features[1 - choice.chosen]).ln()
                 };
                 group.choices.iter().map(of).sum()
@@ -225,73 +299,28 @@ impl<'a> Identifier<'a> {
             let all: Vec<f64> = tastes.iter().zip(&pools).map(likelihood).collect();
             classify::rank(&all, group.user)
         };
-        self.workers.map(groups, rank)
+        Ok(self.workers.map(groups, rank))
     }
+}
 
-    /// The mean over a group's pairs of the chosen picture's embedding less the rejected one's.
-    fn differences(&self, cut: &Cut, folder: &Path) -> Result<(Rows, Rows)> {
-        let path = folder.join("model.safetensors");
-        let Reward::Clip(clip) = open_reward(&path, &Device::Cpu)? else {
-            return Err(Error::weights(&path, "is no CLIP; name the folder of one, such as desk/clip"));
-        };
-        let places: Vec<usize> = (0..self.shown.len()).collect();
-        let parts: Vec<&[usize]> = places.chunks(64).collect();
-        let embedded = self.workers.map(&parts, |_, part| {
-            let images: Vec<Image> = part.iter().flat_map(|&at| self.shown[at].images.clone()).collect();
-            clip.scorer().embed_images(&images)
-        });
-        let mut rows = Vec::with_capacity(2 * places.len());
-        for part in embedded {
-            rows.extend(part?);
+/// A user's choices to learn from and to ask about, in that order, each with the number of groups that they must do for.
+fn parted<'c>(
+    study: &Identification,
+    separation: Separation,
+    mut choices: Vec<Choice>,
+    caption: impl Fn(usize) -> &'c str,
+) -> [(Vec<Choice>, usize); 2] {
+    let sizes = &study.groups;
+    let (asked, learned): (Vec<Choice>, Vec<Choice>) = match separation {
+        Separation::Random => {
+            let learned = choices.split_off((sizes.shots * sizes.asked).min(choices.len()));
+            (choices, learned)
         }
-        let of = |groups: &[Group]| -> Rows {
-            let difference = |group: &Group| {
-                let mut sum = vec![0f32; rows[0].len()];
-                for choice in &group.choices {
-                    let at = |side: usize| &rows[2 * choice.pair + side];
-                    let pair = at(choice.chosen).iter().zip(at(1 - choice.chosen));
-                    sum.iter_mut().zip(pair).for_each(|(sum, (a, b))| *sum += a - b);
-                }
-                sum.into_iter().map(|sum| sum / group.choices.len() as f32).collect()
-            };
-            groups.iter().map(difference).collect()
-        };
-        Ok((of(&cut.learned), of(&cut.asked)))
-    }
-
-    /// The hidden states of one layer after the model has written about each group.
-    fn embeddings(
-        &self,
-        cut: &Cut,
-        choices: Choices,
-        layer: Option<usize>,
-        progress: &Progress,
-    ) -> Result<(Rows, Rows)> {
-        let embedding = &self.study.embedding;
-        let how = How {
-            model: &self.assets.join(&embedding.model),
-            template: (talk::FEW_SHOT, talk::FEW_SHOT_FILE),
-            max_new_tokens: embedding.max_new_tokens,
-            batch: embedding.batch,
-            cache: self.cache,
-        };
-        let groups = cut.learned.iter().chain(&cut.asked).enumerate();
-        let told: Vec<Vec<Choice>> = groups
-            .map(|(at, group)| match choices {
-                Choices::Own => group.choices.clone(),
-                Choices::Coin => {
-                    let mut coin = stream(self.study.groups.seed, "identify coin", at as u64);
-                    let tossed = |choice: &Choice| Choice { chosen: coin.below(2), ..*choice };
-                    group.choices.iter().map(tossed).collect()
-                }
-            })
-            .collect();
-        let told: Vec<&[Choice]> = told.iter().map(Vec::as_slice).collect();
-        let embedded = groups::embed_groups(&self.shown, &told, how, self.workers, progress)?;
-        let mut rows = groups::layer(&embedded.states, layer)?;
-        let asked = rows.split_off(cut.learned.len());
-        Ok((rows, asked))
-    }
+        Separation::CaptionDisjoint => {
+            choices.into_iter().partition(|choice| kept_for_asked(caption(choice.pair)))
+        }
+    };
+    [(learned, sizes.learned), (asked, sizes.asked)]
 }
 
 /// Whether captions like this one are kept for asked groups, where these share none with learned ones.
@@ -360,11 +389,11 @@ mod tests {
             }
             let captions = |groups: &[Group]| -> BTreeSet<String> {
                 let choices = groups.iter().flat_map(|group| &group.choices);
-                choices.map(|choice| identifier.shown[choice.pair].caption.clone()).collect()
+                choices.map(|choice| identifier.gallery.caption(choice.pair).to_owned()).collect()
             };
             let shared = captions(&cut.learned).intersection(&captions(&cut.asked)).count();
             assert_eq!(shared == 0, separation == Separation::CaptionDisjoint, "{shared}");
-            let ranks = identifier.known(&cut.asked, World::Shared, separation);
+            let ranks = identifier.known(&cut.asked, World::Shared, separation).unwrap();
             // By chance 6.5 of 12, with a standard error of 0.7; what is known says far more.
             let mean = ranks.iter().sum::<f64>() / ranks.len() as f64;
             assert!(mean < 4.4, "{mean}");
@@ -396,7 +425,8 @@ mod tests {
             let mut draw = stream(Seed::new(3), "knowledge test", 0);
             let mut of = |groups: &[Group]| -> Rows {
                 let row = |group: &Group| {
-                    let weights = identifier.tastes.user(Kind::Seen, group.user as u64).weights;
+                    let weights =
+                        identifier.simulated().unwrap().1.user(Kind::Seen, group.user as u64).weights;
                     weights.iter().map(|w| if tells { *w as f32 } else { draw.normal() as f32 }).collect()
                 };
                 groups.iter().map(row).collect()
@@ -407,7 +437,8 @@ mod tests {
             let (learned, asked) = rows(tells);
             identifier.knowledge(&settings, &cut, (&learned, &asked)).unwrap()
         };
-        let (all, nothing, bayes) = (know(true), know(false), identifier.knowable(&settings, &cut));
+        let bayes = identifier.knowable(&settings, &cut).unwrap();
+        let (all, nothing) = (know(true), know(false));
         // 960 choices: a standard error of 1.6 points, and somewhat more as users share theirs.
         let gain = |scores: &[Scores]| mean(scores, score::CHOICE_OWN) - mean(scores, score::CHOICE_SHUFFLED);
         assert!(gain(&all) > 0.12, "{}", gain(&all));

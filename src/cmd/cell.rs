@@ -11,15 +11,16 @@ mod probe;
 
 use super::device::Compute;
 use super::image_store::ImageStore;
+use super::people;
 use crate::adapter::{self, Adapter};
 use crate::base::Base;
 use crate::checkpoint::{open_adapter, save_adapter};
 use crate::collective;
 use crate::data::labels::comparisons;
-use crate::data::pick_a_pic::{self, Columns};
-use crate::data::prompts::{self, Prompt};
+use crate::data::prompts;
 use crate::data::{Preference, scores};
 use crate::diffusion::SamplerConfig;
+use crate::embed::choices::Choices;
 use crate::embed::people::{Learned, People};
 use crate::error::{Error, Result};
 use crate::evaluate::Scorers;
@@ -30,7 +31,7 @@ use crate::nn::{LearningRate, Warmup};
 use crate::pixels::Image;
 use crate::progress::Progress;
 use crate::record::{DRIFT, Key, Recorder, Row, Step, read_trace, write_trace};
-use crate::spec::{self, Captions, Cell, Condition, Conditioning, Labels, Plan, Profile};
+use crate::spec::{self, Captions, Cell, Condition, Conditioning, Labels, Plan, Profile, Prompts};
 use crate::train::{self, Bench, Example, Keep, Pairs, ReferenceErrors, Trained};
 use crate::units::Digest;
 
@@ -41,9 +42,10 @@ pub(super) struct Laboratory<'a> {
     base: OnceCell<Base>,
     base_images: ImageStore,
     scorers: OnceCell<Scorers>,
-    prompts: OnceCell<Vec<Prompt>>,
+    prompts: OnceCell<Vec<String>>,
     preferences: OnceCell<(Vec<Preference>, scores::Scores)>,
     pairs: OnceCell<Pairs>,
+    choices: OnceCell<Choices>,
     people: OnceCell<People>,
     reference: RefCell<BTreeMap<Digest, Rc<ReferenceErrors>>>,
 }
@@ -66,6 +68,7 @@ impl<'a> Laboratory<'a> {
             prompts: OnceCell::new(),
             preferences: OnceCell::new(),
             pairs: OnceCell::new(),
+            choices: OnceCell::new(),
             people: OnceCell::new(),
             reference: RefCell::default(),
         }
@@ -308,14 +311,19 @@ impl<'a> Laboratory<'a> {
             let (prompt, seed) = (request.index as u32, request.seed.get());
             Key::new(&method.name, &name, cell.train_seed.get(), prompt, seed)
         };
-        let prompts = &self.prompts()?[..spec.data.num_prompts];
+        let prompts = self.prompts()?;
+        let asked: Vec<(u32, &str)> = spec
+            .prompts_of(method, condition)
+            .into_iter()
+            .filter_map(|number| Some((number, prompts.get(number as usize)?.as_str())))
+            .collect();
         let missing: Vec<Request> = spec
             .noise_seeds(method)
             .into_iter()
             .flat_map(|seed| {
-                prompts.iter().enumerate().map(move |(index, prompt)| Request {
-                    prompt: prompt.text.clone(),
-                    index: index as u64,
+                asked.iter().map(move |(number, prompt)| Request {
+                    prompt: (*prompt).to_owned(),
+                    index: u64::from(*number),
                     seed,
                 })
             })
@@ -367,7 +375,7 @@ impl<'a> Laboratory<'a> {
                     && (cell.train_key.is_none() || spec.seeds.get().first() == Some(&cell.train_seed));
                 if let Ok(image) = image
                     && first
-                    && request.index < spec.data.kept_images as u64
+                    && spec.keeps_image_of(request.index)
                 {
                     recorder.keep_image(&row, &told.prompt, &image::encode(image, Format::Png)?)?;
                 }
@@ -402,18 +410,14 @@ impl<'a> Laboratory<'a> {
         Ok(of_each.collect())
     }
 
+    /// Who chose what.
+    fn choices(&self) -> Result<&Choices> {
+        get_or_open(&self.choices, || people::choices(self.plan))
+    }
+
     /// The people of the study's `[users]`.
     fn people(&self, progress: &Progress) -> Result<&People> {
-        get_or_open(&self.people, || {
-            let Plan { spec, places, .. } = self.plan;
-            let users = spec.users.as_ref().ok_or_else(|| {
-                Error::Spec(format!("{}: a method asks for people, and the study has no [users]", spec.name))
-            })?;
-            // Pictures are read for once: what is trained on are their latents.
-            let pairs = pick_a_pic::read(self.plan.data("pairs")?, Columns::All)?;
-            let folders = (places.assets.as_path(), places.cache.as_path());
-            People::gather((users, &spec.methods), &pairs, folders, &self.compute.workers, progress)
-        })
+        get_or_open(&self.people, || people::people(self.plan, self.choices()?, self.compute, progress))
     }
 
     fn base(&self) -> Result<&Base> {
@@ -436,9 +440,13 @@ impl<'a> Laboratory<'a> {
         })
     }
 
-    fn prompts(&self) -> Result<&Vec<Prompt>> {
+    /// The texts of all prompts, by their numbers.
+    fn prompts(&self) -> Result<&Vec<String>> {
         get_or_open(&self.prompts, || {
             let data = &self.plan.spec.data;
+            if let (Prompts::Own, Some(users)) = (data.prompts, &self.plan.spec.users) {
+                return self.choices()?.own_prompts(users, data.num_prompts);
+            }
             let path = self.plan.data(data.prompts.name())?;
             let prompts = prompts::read(&path)?.prompts;
             if prompts.len() < data.num_prompts {
@@ -451,7 +459,7 @@ impl<'a> Laboratory<'a> {
                     ),
                 ));
             }
-            Ok(prompts)
+            Ok(prompts.into_iter().map(|prompt| prompt.text).collect())
         })
     }
 }

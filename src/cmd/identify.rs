@@ -1,10 +1,11 @@
 //! `ppd reproduce fig2`: users told apart by few-shot features, from the plan to the figure.
 
+use super::device::Compute;
 use super::{Global, Verdict, progress, terminal};
 use crate::data::pick_a_pic::{self, Columns};
+use crate::embed::choices::Source;
 use crate::identify::{Answered, Identifier};
 use crate::launch::Session;
-use crate::nn::workers::Workers;
 use crate::record::{Header, Key, Recorder, Row, SCHEMA};
 use crate::report::{self, fig2};
 use crate::spec::Identification;
@@ -27,10 +28,22 @@ pub(super) fn run(global: &Global, study: &str) -> anyhow::Result<Verdict> {
         let progress = progress(global)?;
         let _cache = global.use_cache()?;
         let folder = study.folder(&places.results);
-        let session = Session::begin(&places, &folder, global.threads(), "cpu")?;
-        let pairs = pick_a_pic::read(places.assets.join("desk/pairs.parquet"), Columns::All)?;
-        let workers = Workers::new(global.threads())?;
-        let identifier = Identifier::new(&study, &pairs, (&places.assets, &places.cache), &workers)?;
+        let compute = Compute::alone(global.device, global.threads())?;
+        let session = Session::begin(&places, &folder, global.threads(), &compute.name())?;
+        let pairs = study.profile()?.data_in(&places.assets, "pairs")?;
+        let workers = &compute.workers;
+        let digest = cells.iter().find_map(|cell| cell.digests.get("data/pairs"));
+        let identifier = match digest.filter(|_| study.is_recorded()) {
+            Some(digest) => {
+                let source = Source { path: &pairs, digest, most: None, cache: &places.cache };
+                Identifier::recorded(&study, &source, &places.assets, workers)?
+            }
+            None => {
+                let pairs = pick_a_pic::read(&pairs, Columns::All)?;
+                Identifier::new(&study, &pairs, (&places.assets, &places.cache), workers)?
+            }
+        };
+        let identifier = identifier.on(&compute.device);
         for cell in pending {
             progress.enter(&cell.row_method());
             let answered = identifier.answers(cell, &progress)?;

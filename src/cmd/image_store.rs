@@ -9,7 +9,7 @@ use crate::generate::Request;
 use crate::image::{self, Format};
 use crate::pixels::Image;
 use crate::record::replace_file;
-use crate::spec::Plan;
+use crate::spec::{Plan, Prompts};
 use crate::units::Digest;
 
 /// The images of one model under one way of sampling.
@@ -27,7 +27,11 @@ impl ImageStore {
     /// The store of the base's images of a plan, against which every method's drift is measured.
     pub(super) fn of_base(plan: &Plan) -> Self {
         let digests = plan.cells.first().map(|cell| &cell.digests);
-        let prompts = format!("data/{}", plan.spec.data.prompts.name());
+        // What people's own prompts are follows from their pairs and from who is looked at.
+        let prompts = match plan.spec.data.prompts {
+            Prompts::Own => "data/pairs".to_owned(),
+            other => format!("data/{}", other.name()),
+        };
         // Where there is no codec the decoder's parts are named instead.
         let inputs: Vec<Option<&Digest>> = [
             "weights/denoiser",
@@ -41,7 +45,10 @@ impl ImageStore {
         .map(|name| digests.and_then(|digests| digests.get(*name)))
         .filter(Option::is_some)
         .collect();
-        let from = serde_json::json!({"schema": 2, "inputs": inputs, "sample": plan.spec.sample});
+        let mut from = serde_json::json!({"schema": 2, "inputs": inputs, "sample": plan.spec.sample});
+        if let Some(own) = plan.spec.own_prompts() {
+            from["own_prompts"] = own;
+        }
         Self::new(&plan.places.cache, "base-images", &plan.spec.profile.complete(from))
     }
 

@@ -7,15 +7,15 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use candle_core::Device;
+
 use super::{Global, terminal};
-use crate::data::desk::users::{self, Choice};
-use crate::data::pick_a_pic::{self, Columns};
-use crate::embed::people::Choices;
+use crate::data::desk::users::Choice;
+use crate::embed::choices::Choices;
 use crate::error::{Error, Result};
 use crate::judge::{Asked, Cache, Caps, Config, Judge, Picture, Plan as Questions, Protocol, Shot, Template};
 use crate::judgement::truth::{self, Truth};
 use crate::judgement::{self, Row};
-use crate::pixels::Image;
 use crate::progress::Progress;
 use crate::record::replace_file;
 use crate::report::fig5::{self, Made};
@@ -23,8 +23,8 @@ use crate::report::judged::{FOLDER, MISMATCHED, NONE, OWN, PAIRS};
 use crate::report::people::mismatched;
 use crate::report::study::{Design, Study};
 use crate::scenes::tastes::Kind;
-use crate::spec::Plan;
 use crate::spec::users::{self as people, Users, Words};
+use crate::spec::{Plan, Prompts};
 
 /// The folder of answers below that of --cache.
 const CACHE: &str = "judge";
@@ -36,8 +36,8 @@ const CACHE: &str = "judge";
 pub(super) fn run(plan: &Plan, global: &Global, progress: &Progress) -> Result<()> {
     let Some(spec) = plan.spec.users.as_ref().filter(|users| !users.judges.is_empty()) else { return Ok(()) };
     let study = Study::load(Design::of(&plan.spec)?, &plan.folder)?;
-    let pairs = pick_a_pic::read(plan.data("pairs")?, Columns::All)?;
-    let bench = Bench::new(spec, &study, Choices::gather(spec, &pairs)?)?;
+    let own_prompts = plan.spec.data.prompts == Prompts::Own;
+    let bench = Bench::new((spec, own_prompts), &study, super::people::choices(plan)?)?;
     for judge in &spec.judges {
         progress.enter(&format!("judge {}", judge.name));
         let folder = plan.folder.join(FOLDER).join(&judge.name);
@@ -75,16 +75,37 @@ pub(super) fn run(plan: &Plan, global: &Global, progress: &Progress) -> Result<(
     Ok(())
 }
 
-fn open(judge: &people::Judge, plan: &Plan, global: &Global, progress: &Progress) -> Result<Judge> {
+/// Refuses a judge that could not be asked in the end: before anything is trained, and without asking it anything.
+///
+/// # Errors
+/// Where a key or the files of a model are missing.
+pub(super) fn check(plan: &Plan) -> Result<()> {
+    for judge in plan.spec.users.iter().flat_map(|users| &users.judges) {
+        if let config @ Config::OpenAi(_) = config(judge, plan)? {
+            Judge::open(config, &Device::Cpu, |name| std::env::var(name).ok())?;
+        }
+    }
+    Ok(())
+}
+
+/// How a judge is asked, its folder found.
+fn config(judge: &people::Judge, plan: &Plan) -> Result<Config> {
     let origin = format!("{}: users.judges: {}", plan.spec.name, judge.name);
     let text = toml::to_string(&judge.judge).map_err(|fault| Error::Spec(format!("{origin}: {fault}")))?;
     let mut config = Config::parse(&text, &origin)?;
     if let Config::Vlm(vlm) = &mut config {
-        vlm.folder = plan.places.assets.join(&vlm.folder);
-        people::there(&vlm.folder.join("model.safetensors"), "vlm-judge")?;
+        let is_artefact = plan.spec.profile.names_artefact(&vlm.folder);
+        vlm.folder = plan.spec.profile.reader_in(&plan.places.assets, &vlm.folder)?;
+        if !is_artefact {
+            people::there(&vlm.folder.join("model.safetensors"), "vlm-judge")?;
+        }
     }
+    Ok(config)
+}
+
+fn open(judge: &people::Judge, plan: &Plan, global: &Global, progress: &Progress) -> Result<Judge> {
     let device = super::device::Compute::alone(global.device, global.threads())?.device;
-    let mut opened = Judge::open(config, &device, |name| std::env::var(name).ok())?;
+    let mut opened = Judge::open(config(judge, plan)?, &device, |name| std::env::var(name).ok())?;
     opened.prepare(Some(&global.cache.join(CACHE)), progress)?;
     Ok(opened)
 }
@@ -122,10 +143,12 @@ struct Bench<'a> {
     questions: Vec<fig5::Question>,
     /// For each evaluated user another one of her kind.
     strangers: BTreeMap<i64, i64>,
+    /// Whether each user has prompts of her own.
+    own_prompts: bool,
 }
 
 impl<'a> Bench<'a> {
-    fn new(spec: &'a Users, study: &Study, choices: Choices) -> Result<Self> {
+    fn new((spec, own_prompts): (&'a Users, bool), study: &Study, choices: Choices) -> Result<Self> {
         let (mut kept, mut prompts) = (HashMap::new(), BTreeMap::new());
         let mut seeds: BTreeMap<&str, u64> = BTreeMap::new();
         for picture in &study.pictures {
@@ -149,26 +172,31 @@ impl<'a> Bench<'a> {
         let of_kind = |kind| mismatched(spec, &spec.evaluated(kind).collect::<Vec<i64>>());
         let strangers = [Kind::Seen, Kind::Unseen].into_iter().flat_map(of_kind).collect();
         let questions = fig5::questions(study);
-        Ok(Self { spec, choices, kept, prompts, questions, strangers })
+        Ok(Self { spec, choices, kept, prompts, questions, strangers, own_prompts })
     }
 
-    /// A side of a pair that users chose from.
-    fn sample(&self, pair: usize, side: usize) -> Picture {
-        let image: &Image = &self.choices.shown[pair].images[side];
-        Picture::new(format!("pair-{}/{side}", self.choices.places[pair]), image.clone())
-    }
-
-    fn block(&self, user: i64, block: usize) -> Result<&[Choice]> {
-        let own = self.choices.blocks.get(&user).and_then(|own| own.get(block));
-        own.map(Vec::as_slice).ok_or_else(|| Error::Spec(format!("user {user} has no block {block}")))
+    /// Both sides of the pairs that some choices are between, by the number of the pair.
+    fn samples<'c>(
+        &self,
+        choices: impl IntoIterator<Item = &'c Choice>,
+    ) -> Result<HashMap<usize, [Picture; 2]>> {
+        let samples = self.choices.gallery.pictures(choices)?.into_iter().map(|(pair, images)| {
+            let place = self.choices.place(pair);
+            let side = |side: usize| Picture::new(format!("pair-{place}/{side}"), images[side].clone());
+            (pair, [side(0), side(1)])
+        });
+        Ok(samples.collect())
     }
 
     /// What a judge is shown of a user.
     fn shots(&self, judge: &people::Judge, user: i64) -> Result<Arc<[Shot]>> {
-        let shots = self.block(user, judge.block)?.iter().take(judge.shots).map(|choice| Shot {
-            caption: self.choices.shown[choice.pair].caption.clone(),
-            chosen: self.sample(choice.pair, choice.chosen),
-            rejected: self.sample(choice.pair, 1 - choice.chosen),
+        let block = self.choices.block(user, judge.block)?;
+        let told = &block[..judge.shots.min(block.len())];
+        let samples = self.samples(told)?;
+        let shots = told.iter().map(|choice| Shot {
+            caption: self.choices.gallery.caption(choice.pair).to_owned(),
+            chosen: samples[&choice.pair][choice.chosen].clone(),
+            rejected: samples[&choice.pair][1 - choice.chosen].clone(),
         });
         Ok(shots.collect())
     }
@@ -180,7 +208,7 @@ impl<'a> Bench<'a> {
         let mut seen = std::collections::HashSet::new();
         for one in &self.questions {
             let wanted = judge.over.as_ref().is_none_or(|over| over.contains(&one.over))
-                && judge.prompts.is_none_or(|most| (one.prompt as usize) < most);
+                && judge.prompts.is_none_or(|most| self.own_prompts || (one.prompt as usize) < most);
             let picture = |made: &Made| self.kept.get(&(made.clone(), one.prompt, one.noise));
             let (true, Some(left), Some(right)) = (wanted, picture(&one.left), picture(&one.right)) else {
                 continue;
@@ -216,20 +244,21 @@ impl<'a> Bench<'a> {
                 MISMATCHED => self.shots(judge, stranger)?,
                 _ => Arc::new([]),
             };
-            let taste = users::taste(&self.choices.tastes, user);
-            for choice in self.block(user, judge.foresees)?.iter().take(self.spec.shots) {
-                let shown = &self.choices.shown[choice.pair];
-                let [left, right] = [0, 1].map(|side| self.sample(choice.pair, side));
+            let block = self.choices.block(user, judge.foresees)?;
+            let foreseen = &block[..self.spec.shots.min(block.len())];
+            let samples = self.samples(foreseen)?;
+            for choice in foreseen {
+                let [left, right] = &samples[&choice.pair];
                 let truth = Truth {
                     comparison: set.to_owned(),
                     user: user.to_string(),
-                    prompt: shown.caption.clone(),
+                    prompt: self.choices.gallery.caption(choice.pair).to_owned(),
                     left: left.name().to_owned(),
                     right: right.name().to_owned(),
-                    probability: taste.prefers(&shown.features[0], &shown.features[1]),
+                    probability: self.choices.probability(user, choice.pair),
                     choice: Some(choice.chosen == 0),
                 };
-                asked.push(question(&truth, &left, &right, shots.clone()));
+                asked.push(question(&truth, left, right, shots.clone()));
                 truths.push(truth);
             }
         }
@@ -244,6 +273,6 @@ fn question(truth: &Truth, left: &Picture, right: &Picture, shots: Arc<[Shot]>) 
         left: left.clone(),
         right: right.clone(),
         shots,
-        log_odds: Some(truth.log_odds()),
+        log_odds: truth.log_odds(),
     }
 }

@@ -17,6 +17,7 @@ mod image_store;
 mod inspect;
 mod judge;
 mod judged;
+mod people;
 mod pretrain;
 mod report;
 mod reproduce;

@@ -49,8 +49,11 @@ pub(super) fn run(arguments: &Arguments, global: &Global, kind: Kind) -> anyhow:
     }
     let places = global.places();
     let plan = if global.dry_run { spec.outline(&places)? } else { spec.resolve(&places)? };
-    // What cannot be rendered is refused before hours are spent on it.
+    // What cannot be rendered, or not be judged, is refused before hours are spent on it.
     Design::of(&spec)?;
+    if !global.dry_run {
+        super::judged::check(&plan)?;
+    }
     let mut verdict = if global.dry_run { show(&plan, global)? } else { execute(&plan, global)? };
     // Settings of one study are none of another's.
     let with = spec.with.iter().filter(|_| kind == Kind::Study && global.set.is_empty());
@@ -115,6 +118,9 @@ fn show(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
         Some(judges) => {
             let names: Vec<&str> = judges.iter().map(|judge| judge.label.as_str()).collect();
             println!("judges, asked about the images that are kept: {}", names.join(", "));
+            if let Err(fault) = super::judged::check(plan) {
+                println!("  none can be asked yet: {fault}");
+            }
         }
     }
     if !plan.wanting.is_empty() {

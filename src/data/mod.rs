@@ -4,15 +4,18 @@
 //! profiles read the same files. The paper's relabelling (Sec. 5.1) is in [`labels`]: it never changes a pair, it
 //! only says which side each label source chooses. What this module does not do: score pictures, or make them.
 
+pub mod album;
 pub mod census;
 pub mod desk;
 pub mod few_shot;
+pub mod gallery;
 pub mod images;
 pub mod labels;
 pub mod own;
 pub mod pairs;
 pub mod pick_a_pic;
 pub mod prompts;
+pub mod recorded;
 pub mod scores;
 pub mod shots;
 pub mod show;

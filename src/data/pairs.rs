@@ -130,6 +130,62 @@ impl Store {
         }
     }
 
+    /// Single pairs with their pictures, by ascending places in that order. Of parquet files nothing else is decoded; other
+    /// stores are read up to the last place. `starts` are those of [`Store::starts`].
+    ///
+    /// # Errors
+    /// Where there are fewer, and as [`Store::each`].
+    pub fn pick(&self, places: &[usize], starts: &[usize]) -> Result<Vec<Preference>> {
+        let mut picked = Vec::with_capacity(places.len());
+        if let Self::Parquet(files) = self {
+            let mut rest = places;
+            for (file, ends) in files.iter().zip(starts.windows(2)) {
+                let (own, others) = rest.split_at(rest.partition_point(|&place| place < ends[1]));
+                rest = others;
+                if own.is_empty() {
+                    continue;
+                }
+                let mut rows = Batches::open(file, Columns::All)?;
+                for place in own {
+                    picked.extend(rows.at(place - ends[0])?);
+                }
+            }
+        } else {
+            let (mut place, mut wanted) = (0, places.iter().copied().peekable());
+            let read = self.each(true, &mut |pair| {
+                if wanted.next_if_eq(&place).is_some() {
+                    picked.push(pair);
+                }
+                place += 1;
+                if wanted.peek().is_none() { Err(Error::Stopped) } else { Ok(()) }
+            });
+            match read {
+                Err(Error::Stopped) if picked.len() == places.len() => {}
+                other => other?,
+            }
+        }
+        match picked.len() == places.len() {
+            true => Ok(picked),
+            false => {
+                Err(Error::Shape(format!("{} pairs were asked for, {} found", places.len(), picked.len())))
+            }
+        }
+    }
+
+    /// The place of each parquet file's first pair, and one behind the last; empty for other stores.
+    ///
+    /// # Errors
+    /// Where a file is damaged.
+    pub fn starts(&self) -> Result<Vec<usize>> {
+        let Self::Parquet(files) = self else { return Ok(Vec::new()) };
+        let mut starts = vec![0];
+        for file in files {
+            let before = starts.last().copied().unwrap_or_default();
+            starts.push(before + Batches::open(file, Columns::WithoutImages)?.len());
+        }
+        Ok(starts)
+    }
+
     /// Gives all pairs to `take`, in the order of files and rows; with `pictures`, they are read too.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Many few-shot groups of the desk's users → hidden states, computed once and kept.
+//! Many few-shot groups of users → hidden states, computed once and kept.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,7 +8,8 @@ use serde_json::json;
 
 use super::{Asked, Config, Template, embed_together, prompt};
 use crate::cache::{Layout as Kept, Shards};
-use crate::data::desk::users::{Choice, Shown};
+use crate::data::desk::users::Choice;
+use crate::data::gallery::{Gallery, Pictures};
 use crate::error::{Error, Result};
 use crate::models::llava_onevision::Layout;
 use crate::nn::workers::Workers;
@@ -33,6 +34,10 @@ pub struct How<'a> {
     pub max_new_tokens: usize,
     /// Groups that are embedded at once.
     pub batch: usize,
+    /// Where the model computes, and in which precision.
+    pub place: (&'a Device, DType),
+    /// The layer whose states are given back; absent: the last.
+    pub layer: Option<usize>,
     /// Where embeddings are kept.
     pub cache: &'a Path,
 }
@@ -40,8 +45,8 @@ pub struct How<'a> {
 /// What a model makes of groups of choices.
 #[derive(Debug, Clone)]
 pub struct Embedded {
-    /// (groups, layers + 1, width), layer 0 being the embeddings' own, at the position whose logits gave the last token.
-    pub states: Tensor,
+    /// Each group's state of one layer, layer 0 being the embeddings' own, at the position whose logits gave the last token.
+    pub states: Vec<Vec<f32>>,
     /// What was written about each group.
     pub texts: Vec<String>,
 }
@@ -49,15 +54,17 @@ pub struct Embedded {
 /// Embeds every group of choices, each shown with its chosen side first. A group may hold no choice.
 ///
 /// # Errors
-/// Where the model is missing or damaged, the cache cannot be written, and where the work is to stop.
+/// Where the model is missing or damaged or has no such layer, a picture cannot be read, the cache cannot be written, and
+/// where the work is to stop.
 pub fn embed_groups(
-    shown: &[Shown],
+    gallery: &Gallery,
     groups: &[&[Choice]],
     how: How,
     workers: &Workers,
     progress: &Progress,
 ) -> Result<Embedded> {
-    let vlm = Vlm::open(how.model, DType::F32, &Device::Cpu)?;
+    let (device, dtype) = how.place;
+    let vlm = Vlm::open(how.model, dtype, device)?;
     let (words, origin) = how.template;
     let template = Template::parse(words, origin)?;
     let config = Config {
@@ -65,10 +72,13 @@ pub fn embed_groups(
         template: template.digest().clone(),
         layout: Layout::BaseOnly,
         max_new_tokens: how.max_new_tokens,
-        dtype: "f32".into(),
+        dtype: dtype.as_str().to_owned(),
         sampling: None,
     };
-    let key = json!({"schema": 2, "embedding": config, "groups": said_by(shown, groups)});
+    let mut key = json!({"schema": 2, "embedding": config, "groups": said_by(gallery, groups)});
+    if let Some(identity) = gallery.identity() {
+        key["pairs"] = json!(identity);
+    }
     let key = Digest::of(key.to_string().as_bytes());
     let kept = Kept { per_shard: BATCHES * how.batch, precision: DType::F32 };
     let shards = Shards::new(how.cache, "user-embeddings", &key, groups.len(), kept);
@@ -77,7 +87,8 @@ pub fn embed_groups(
         let parts: Vec<&[&[Choice]]> = groups[rows.clone()].chunks(how.batch).collect();
         let made = workers.map(&parts, |_, part| -> Result<(Tensor, Tensor)> {
             progress.check()?;
-            let asked = part.iter().map(|choices| ask(&vlm, &template, shown, choices));
+            let pictures = gallery.pictures(part.iter().copied().flatten())?;
+            let asked = part.iter().map(|choices| ask(&vlm, &template, (gallery, &pictures), choices));
             let asked = asked.collect::<Result<Vec<_>>>()?;
             let embedded = embed_together(&vlm, &config, &asked, |_| Ok(()))?;
             progress.advance(part.len());
@@ -103,7 +114,7 @@ pub fn embed_groups(
         vlm.tokenizer.decode(&ids, false)
     };
     Ok(Embedded {
-        states: shards.read_all(STATES, DType::F32, &Device::Cpu)?,
+        states: layer(&shards, groups.len(), how.layer)?,
         texts: texts.into_iter().map(text).collect::<Result<_>>()?,
     })
 }
@@ -111,44 +122,53 @@ pub fn embed_groups(
 /// Stands behind the last token. Ids are below 2²⁴, so that single precision keeps them.
 const NOTHING: f32 = -1.0;
 
-/// One layer of states, a row for each group.
-///
-/// # Errors
-/// [`Error::Spec`] where the model has no such layer.
-pub fn layer(states: &Tensor, layer: Option<usize>) -> Result<Vec<Vec<f32>>> {
-    let last = states.dim(1)?.saturating_sub(1);
-    let layer = layer.unwrap_or(last);
-    if layer > last {
-        return Err(Error::Spec(format!(
-            "layer {layer} is asked for, and the model that embeds has layers 0 to {last}"
-        )));
+/// Groups whose states are in memory at once, with all their layers.
+const READ: usize = 256;
+
+/// One layer of the states, a row for each group.
+fn layer(shards: &Shards, groups: usize, layer: Option<usize>) -> Result<Vec<Vec<f32>>> {
+    let all: Vec<usize> = (0..groups).collect();
+    let mut rows = Vec::with_capacity(groups);
+    for part in all.chunks(READ) {
+        let states = shards.read(STATES, part, DType::F32, &Device::Cpu)?; // (part, layers + 1, width)
+        let last = states.dim(1)?.saturating_sub(1);
+        let layer = layer.unwrap_or(last);
+        if layer > last {
+            return Err(Error::Spec(format!(
+                "layer {layer} is asked for, and the model that embeds has layers 0 to {last}"
+            )));
+        }
+        rows.extend(states.narrow(1, layer, 1)?.squeeze(1)?.to_vec2::<f32>()?);
     }
-    Ok(states.narrow(1, layer, 1)?.squeeze(1)?.to_vec2::<f32>()?)
+    Ok(rows)
 }
 
 /// What the model is asked about a group.
-fn ask<'s>(vlm: &Vlm, template: &Template, shown: &'s [Shown], choices: &[Choice]) -> Result<Asked<'s>> {
-    let captions: Vec<&str> = choices.iter().map(|choice| shown[choice.pair].caption.as_str()).collect();
-    let images = choices.iter().flat_map(|choice| {
-        let images = &shown[choice.pair].images;
-        [&images[choice.chosen], &images[1 - choice.chosen]]
+fn ask<'p>(
+    vlm: &Vlm,
+    template: &Template,
+    (gallery, pictures): (&Gallery, &'p Pictures),
+    choices: &[Choice],
+) -> Result<Asked<'p>> {
+    let captions: Vec<&str> = choices.iter().map(|choice| gallery.caption(choice.pair)).collect();
+    let images = choices.iter().filter_map(|choice| {
+        let [first, second] = pictures.get(&choice.pair)?.as_ref();
+        Some(if choice.chosen == 0 { [first, second] } else { [second, first] })
     });
-    Ok(Asked { images: images.collect(), prompt: prompt(vlm, template, &captions)? })
+    Ok(Asked { images: images.flatten().collect(), prompt: prompt(vlm, template, &captions)? })
 }
 
 /// The digest of all that the groups show.
-fn said_by(shown: &[Shown], groups: &[&[Choice]]) -> Digest {
+fn said_by(gallery: &Gallery, groups: &[&[Choice]]) -> Digest {
     let mut pictures: BTreeMap<usize, [String; 2]> = BTreeMap::new();
     for choice in groups.iter().copied().flatten() {
-        let images = &shown[choice.pair].images;
-        let digests = || [0, 1].map(|side: usize| Digest::of(images[side].rgb()).short().to_owned());
-        pictures.entry(choice.pair).or_insert_with(digests);
+        pictures.entry(choice.pair).or_insert_with(|| gallery.names(choice.pair));
     }
     let mut text = String::new();
     for choices in groups {
         for choice in *choices {
             let [first, second] = &pictures[&choice.pair];
-            text += &format!("{} {first} {second} {}\n", shown[choice.pair].caption, choice.chosen);
+            text += &format!("{} {first} {second} {}\n", gallery.caption(choice.pair), choice.chosen);
         }
         text.push('\n');
     }

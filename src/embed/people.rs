@@ -5,20 +5,20 @@
 //! to explain.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use candle_core::{DType, Device};
+
+use super::choices::Choices;
 use super::discriminant::Discriminants;
-use super::groups::{How, embed_groups, layer};
+use super::groups::{How, embed_groups};
 use super::profile_in;
-use crate::data::Preference;
-use crate::data::desk::users::{self, Choice, Shown, Use};
+use crate::data::desk::users::{self, Choice};
 use crate::error::{Error, Result};
 use crate::nn::workers::Workers;
 use crate::progress::Progress;
 use crate::rng::stream;
-use crate::scenes::population::SAMPLES;
-use crate::scenes::talk;
-use crate::scenes::tastes::{self, FEATURES, Kind, Tastes};
+use crate::scenes::tastes::{FEATURES, Tastes};
 use crate::spec::users::{Addressee, MEAN_USER, NULL_USER, Users};
 use crate::spec::{Condition, Conditioning, Method};
 
@@ -26,7 +26,7 @@ use crate::spec::{Condition, Conditioning, Method};
 #[derive(Debug)]
 pub struct People {
     spec: Users,
-    tastes: Tastes,
+    tastes: Option<Tastes>,
     /// Of each user that is trained on: the groups of choices.
     groups: BTreeMap<i64, Vec<Vec<Choice>>>,
     /// Each group's embedding, standardised, where a method asks for embeddings.
@@ -67,115 +67,60 @@ const FARTHEST: f64 = 4.0;
 const SOMEBODY: [f32; 2] = [0.0, 1.0];
 const NULL: [f32; 2] = [1.0, 1.0];
 
-/// Who chose what, before anything was made of it.
-#[derive(Debug)]
-pub struct Choices {
-    /// The study's pairs, in which places of choices count.
-    pub shown: Vec<Shown>,
-    /// The place of each among all pairs.
-    pub places: Vec<usize>,
-    /// Everybody's taste.
-    pub tastes: Tastes,
-    /// Of each user, the blocks that images and judgements are made from.
-    pub blocks: BTreeMap<i64, Vec<Vec<Choice>>>,
-    /// Of each user that is trained on, the groups to learn from.
-    pub groups: BTreeMap<i64, Vec<Vec<Choice>>>,
-}
-
-impl Choices {
-    /// Lets everybody choose among the study's pairs.
-    ///
-    /// # Errors
-    /// Where users have too few pairs to choose between, or a picture cannot be decoded.
-    pub fn gather(spec: &Users, pairs: &[Preference]) -> Result<Self> {
-        let places: Vec<usize> =
-            (0..pairs.len()).filter(|&at| Use::of(&pairs[at].caption) == Use::Study).collect();
-        let kept: Vec<&Preference> = places.iter().map(|&at| &pairs[at]).collect();
-        let shown = Shown::of_pairs(&kept, &SAMPLES)?;
-        let tastes = Tastes::new(spec.seed, tastes::Config::desk(SAMPLES));
-        let config = users::Config {
-            seed: spec.seed,
-            world: spec.world,
-            seen: spec.seen,
-            unseen: spec.unseen,
-            pairs_per_user: spec.pairs_per_user,
-        };
-        let choices = users::choices(&shown, &tastes, &config)?;
-        let (mut blocks, mut groups) = (BTreeMap::new(), BTreeMap::new());
-        for own in choices.chunk_by(|a, b| a.user == b.user) {
-            let (asked, learned) = cut(spec, own);
-            blocks.insert(own[0].user, asked);
-            // Of an unseen user nothing but the blocks is ever looked at.
-            if users::of_identifier(own[0].user).0 == Kind::Seen {
-                groups.insert(own[0].user, learned);
-            }
-        }
-        Ok(Self { shown, places, tastes, blocks, groups })
-    }
-}
-
-/// One user's choices: the blocks that images are made from, and the groups to learn from.
-fn cut(spec: &Users, own: &[Choice]) -> (Vec<Vec<Choice>>, Vec<Vec<Choice>>) {
-    let (blocks, mut rest) = own.split_at((spec.draws * spec.block()).min(own.len()));
-    let sizes = spec.learned_shots();
-    let user = own.first().map_or(0, |choice| choice.user);
-    let mut draws = stream(spec.seed, "people shots", user as u64);
-    let mut groups = Vec::new();
-    loop {
-        let size = *draws.pick(&sizes);
-        if size > rest.len() {
-            break;
-        }
-        let (group, others) = rest.split_at(size);
-        groups.push(group.to_vec());
-        rest = others;
-    }
-    (blocks.chunks(spec.block()).map(<[Choice]>::to_vec).collect(), groups)
+/// How choices are read.
+pub struct Reader<'a> {
+    /// The folder of a model by what the study calls it.
+    pub folder: &'a dyn Fn(&Path) -> Result<PathBuf>,
+    /// Where it computes, and in which precision.
+    pub place: (&'a Device, DType),
+    /// Where embeddings are kept.
+    pub cache: &'a Path,
 }
 
 impl People {
-    /// Lets everybody choose among the study's `pairs`, and makes the embeddings that `methods` ask for.
+    /// Makes the embeddings that `methods` ask for.
     ///
     /// # Errors
-    /// Where users have too few pairs to choose between, or the model that embeds is missing.
+    /// Where the model that embeds is missing, or a picture cannot be read.
     pub fn gather(
         (spec, methods): (&Users, &[Method]),
-        pairs: &[Preference],
-        (assets, cache): (&Path, &Path),
+        choices: &Choices,
+        reader: &Reader,
         workers: &Workers,
         progress: &Progress,
     ) -> Result<Self> {
-        let Choices { shown, places, tastes, blocks, groups } = Choices::gather(spec, pairs)?;
         let mut people = Self {
             spec: spec.clone(),
-            tastes,
-            groups,
+            tastes: choices.tastes.clone(),
+            groups: choices.groups.clone(),
             embedded: BTreeMap::new(),
             told: BTreeMap::new(),
             width: 0,
         };
         if methods.iter().any(Method::reads_choices) {
             let how = How {
-                model: &assets.join(&spec.model),
-                template: (talk::FEW_SHOT, talk::FEW_SHOT_FILE),
+                model: &(reader.folder)(&spec.model)?,
+                template: spec.words.few_shot(),
                 max_new_tokens: spec.max_new_tokens,
                 batch: spec.batch,
-                cache,
+                place: reader.place,
+                layer: spec.layer,
+                cache: reader.cache,
             };
-            let embed = |groups: &[&[Choice]]| embed_groups(&shown, groups, how, workers, progress);
+            let embed = |groups: &[&[Choice]]| embed_groups(&choices.gallery, groups, how, workers, progress);
             let learned: Vec<&[Choice]> = people.groups.values().flatten().map(Vec::as_slice).collect();
-            let learned = layer(&embed(&learned)?.states, spec.layer)?;
+            let learned = embed(&learned)?.states;
             let asked = spec.told(methods);
             let shots = asked.iter().map(|(user, shots, draw)| {
-                let block = blocks.get(user).and_then(|own: &Vec<Vec<Choice>>| own.get(*draw));
+                let block = choices.blocks.get(user).and_then(|own: &Vec<Vec<Choice>>| own.get(*draw));
                 block.and_then(|block| block.get(..*shots)).ok_or_else(|| nobody(*user))
             });
             let of_asked = embed(&shots.collect::<Result<Vec<_>>>()?)?;
-            people.tell(&learned, &asked, (&layer(&of_asked.states, spec.layer)?, &of_asked.texts));
+            people.tell(&learned, &asked, (&of_asked.states, &of_asked.texts));
         }
         // From here on a pair is known by its place among all.
         for choice in people.groups.values_mut().flatten().flatten() {
-            choice.pair = places[choice.pair];
+            choice.pair = choices.place(choice.pair);
         }
         Ok(people)
     }
@@ -226,7 +171,7 @@ impl People {
         SOMEBODY.len()
             + match conditioning {
                 Conditioning::Embedding => self.width,
-                Conditioning::UserNumber => self.spec.seen,
+                Conditioning::UserNumber => self.groups.len(),
                 Conditioning::Utilities => FEATURES,
                 Conditioning::None | Conditioning::Constant | Conditioning::OneHot => 0,
             }
@@ -282,7 +227,7 @@ impl People {
                 own.cloned().ok_or_else(|| nobody(user))?
             }
             Conditioning::UserNumber => {
-                let mut number = vec![0.0; self.spec.seen];
+                let mut number = vec![0.0; self.groups.len()];
                 let place = usize::try_from(user).ok().filter(|place| *place < number.len());
                 let place = place.ok_or_else(|| {
                     Error::Spec(format!("user {user} is not trained on, and a number can stand for no other"))
@@ -291,7 +236,12 @@ impl People {
                 number
             }
             Conditioning::Utilities => {
-                let taste = users::taste(&self.tastes, user);
+                let tastes = self.tastes.as_ref().ok_or_else(|| {
+                    Error::Spec(format!(
+                        "nobody knows the utilities of user {user}, whose choices are recorded"
+                    ))
+                })?;
+                let taste = users::taste(tastes, user);
                 let length = taste.weights.iter().map(|weight| weight * weight).sum::<f64>().sqrt();
                 taste.weights.iter().map(|weight| (weight / length) as f32).collect()
             }
@@ -337,8 +287,11 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::data::Preference;
+    use crate::data::desk::users::Use;
     use crate::image::{Format, encode};
     use crate::scenes::{Split, render, sample_scene, style::Style};
+    use crate::spec::users::{Choosing, Evaluated, Words};
     use crate::units::Seed;
 
     fn people() -> People {
@@ -354,6 +307,9 @@ mod tests {
         let pairs: Vec<Preference> = (0..60).map(one).collect();
         let spec = Users {
             seed: Seed::new(4),
+            choices: Choosing::Simulated,
+            held_out: 0,
+            words: Words::Desk,
             world: users::World::Shared,
             seen: 5,
             unseen: 3,
@@ -367,7 +323,7 @@ mod tests {
             length: 1.0,
             judges: Vec::new(),
             labelled: None,
-            evaluated: 2,
+            evaluated: Evaluated::OfEach(2),
             model: "desk/vlm".into(),
             max_new_tokens: 4,
             batch: 2,
@@ -376,8 +332,11 @@ mod tests {
             showcase: None,
         };
         let (nowhere, workers) = (Path::new("nowhere"), Workers::new(1).unwrap());
+        let choices = Choices::simulated(&spec, &pairs).unwrap();
+        let folder = |model: &Path| Ok(model.to_owned());
+        let reader = Reader { folder: &folder, place: (&Device::Cpu, DType::F32), cache: nowhere };
         let mut people =
-            People::gather((&spec, &[]), &pairs, (nowhere, nowhere), &workers, &Progress::silent()).unwrap();
+            People::gather((&spec, &[]), &choices, &reader, &workers, &Progress::silent()).unwrap();
         // An embedding that says which user and group it is of.
         let learned: Vec<Vec<f32>> = people
             .groups

@@ -18,13 +18,14 @@ use candle_core::{Device, Tensor};
 use candle_nn::Init;
 
 use super::{Cut, Group, Identifier, Rows};
+use crate::data::desk::users::Shown;
 use crate::error::Result;
 use crate::nn;
 use crate::pretrain::classify::moments;
 use crate::pretrain::{Optimisation, Trainer};
 use crate::rng::stream;
 use crate::scenes::belief::Prior;
-use crate::scenes::tastes::{self, FEATURES, Kind, Taste};
+use crate::scenes::tastes::{self, FEATURES, Kind};
 use crate::spec::identify::{Knowledge, score};
 use crate::weights::Trainable;
 
@@ -57,15 +58,11 @@ struct Example {
 }
 
 impl Identifier<'_> {
-    fn taste(&self, user: usize) -> Taste {
-        self.tastes.user(Kind::Seen, user as u64)
-    }
-
     /// What the chosen pictures of a group's pairs have more than the rejected ones.
-    fn margins(&self, group: &Group) -> impl Iterator<Item = tastes::Features> {
+    fn margins<'s>(shown: &'s [Shown], group: &'s Group) -> impl Iterator<Item = tastes::Features> + 's {
         group.choices.iter().map(|choice| {
             let [chosen, rejected] =
-                [choice.chosen, 1 - choice.chosen].map(|side| &self.shown[choice.pair].features[side]);
+                [choice.chosen, 1 - choice.chosen].map(|side| &shown[choice.pair].features[side]);
             std::array::from_fn(|k| chosen[k] - rejected[k])
         })
     }
@@ -104,6 +101,8 @@ impl Identifier<'_> {
         cut: &Cut,
         (learned, asked): (&Rows, &Rows),
     ) -> Result<Vec<Scores>> {
+        let (shown, tastes) = self.simulated()?;
+        let taste = |user: usize| tastes.user(Kind::Seen, user as u64);
         let strangers = Self::strangers(&cut.asked, settings.folds);
         let folds: Vec<usize> = (0..settings.folds).collect();
         let parts = self.workers.map(&folds, |_, &fold| -> Result<Vec<(usize, Scores)>> {
@@ -128,8 +127,12 @@ impl Identifier<'_> {
                     Some(next) if next.user == user => at + 1,
                     _ => at + 1 - self.study.groups.learned,
                 };
-                let weights = self.taste(user).weights;
-                examples.extend(self.margins(&cut.learned[next]).map(|more| Example { row, more, weights }));
+                let weights = taste(user).weights;
+                examples.extend(Self::margins(shown, &cut.learned[next]).map(|more| Example {
+                    row,
+                    more,
+                    weights,
+                }));
             }
             let reward = fit(settings, &rows, &examples, bradley_terry)?;
             let probe = fit(settings, &rows, &examples, least_squares)?;
@@ -140,9 +143,10 @@ impl Identifier<'_> {
             let of_fold = (0..cut.asked.len()).filter(|&at| cut.asked[at].user % settings.folds == fold);
             let scored = of_fold.map(|at| {
                 let [row, other] = [at, strangers[at]].map(|at| standard(&asked[at]));
-                let foresees =
-                    |weights: &tastes::Features| self.foreseen(&cut.asked, at, |more| dot(weights, more));
-                let [own, stranger] = [at, strangers[at]].map(|at| self.taste(cut.asked[at].user).weights);
+                let foresees = |weights: &tastes::Features| {
+                    self.foreseen(shown, (&cut.asked, at), |more| dot(weights, more))
+                };
+                let [own, stranger] = [at, strangers[at]].map(|at| taste(cut.asked[at].user).weights);
                 let between: Vec<f32> = row.iter().zip(&other).map(|(a, b)| 0.5 * (a + b)).collect();
                 let middle = std::array::from_fn(|k| 0.5 * (own[k] + stranger[k]));
                 let scores = [
@@ -166,26 +170,28 @@ impl Identifier<'_> {
     }
 
     /// The same of who knows the population and sees what users see: Bayes' rule over a group's choices.
-    pub(super) fn knowable(&self, settings: &Knowledge, cut: &Cut) -> Vec<Scores> {
+    pub(super) fn knowable(&self, settings: &Knowledge, cut: &Cut) -> Result<Vec<Scores>> {
+        let (shown, tastes) = self.simulated()?;
+        let taste = |user: usize| tastes.user(Kind::Seen, user as u64);
         let strangers = Self::strangers(&cut.asked, settings.folds);
         // Users beyond those of the study.
         let beyond = self.study.users.count as u64;
         let prior = Prior::from_users(
-            (0..POPULATION as u64).map(|index| self.tastes.user(Kind::Seen, beyond + index)).collect(),
+            (0..POPULATION as u64).map(|index| tastes.user(Kind::Seen, beyond + index)).collect(),
         );
         let nobody = prior.belief();
         let places: Vec<usize> = (0..cut.asked.len()).collect();
-        self.workers.map(&places, |_, &at| {
+        let known = self.workers.map(&places, |_, &at| {
             let believed = |at: usize| {
                 let mut belief = prior.belief();
-                self.margins(&cut.asked[at]).for_each(|more| belief.see(&more, &[0.0; FEATURES]));
+                Self::margins(shown, &cut.asked[at]).for_each(|more| belief.see(&more, &[0.0; FEATURES]));
                 belief
             };
             let (own, other) = (believed(at), believed(strangers[at]));
             let foresees = |belief: &crate::scenes::belief::Belief| {
-                self.foreseen(&cut.asked, at, |more| belief.prefers(more, &[0.0; FEATURES]) - 0.5)
+                self.foreseen(shown, (&cut.asked, at), |more| belief.prefers(more, &[0.0; FEATURES]) - 0.5)
             };
-            let [taste, stranger] = [at, strangers[at]].map(|at| self.taste(cut.asked[at].user).weights);
+            let [taste, stranger] = [at, strangers[at]].map(|at| taste(cut.asked[at].user).weights);
             let between =
                 |a: &tastes::Features, b: &tastes::Features| std::array::from_fn(|k| 0.5 * (a[k] + b[k]));
             let middle = between(&taste, &stranger);
@@ -199,14 +205,20 @@ impl Identifier<'_> {
                 (score::BETWEEN_SPREAD, distance(&nobody.weights(), &middle)),
             ];
             scores.map(|(name, value)| (name.to_owned(), value)).into()
-        })
+        });
+        Ok(known)
     }
 
     /// The share of the held-out choices of an asked group that a margin foresees; one of zero foresees half.
-    fn foreseen(&self, asked: &[Group], at: usize, margin: impl Fn(&tastes::Features) -> f64) -> f64 {
+    fn foreseen(
+        &self,
+        shown: &[Shown],
+        (asked, at): (&[Group], usize),
+        margin: impl Fn(&tastes::Features) -> f64,
+    ) -> f64 {
         let (mut right, mut count) = (0.0, 0.0);
         for group in self.others(asked, at) {
-            for more in self.margins(group) {
+            for more in Self::margins(shown, group) {
                 let margin = margin(&more);
                 right += if margin > 0.0 {
                     1.0

@@ -1,4 +1,5 @@
-//! What is true of the pairs that judges were asked about, where it is known: a table beside the judgements.
+//! What is true of the pairs that judges were asked about, where it is known: a table beside the judgements. Where people
+//! chose, their utilities are unknown, and so are the probabilities of their choices.
 
 use crate::error::{Error, Result};
 
@@ -18,8 +19,8 @@ pub struct Truth {
     pub left: String,
     /// The other one.
     pub right: String,
-    /// The probability that the user chooses the left one.
-    pub probability: f64,
+    /// The probability that the user chooses the left one, where her utilities are known.
+    pub probability: Option<f64>,
     /// Whether she chose the left one, where she did choose.
     pub choice: Option<bool>,
 }
@@ -30,9 +31,9 @@ impl Truth {
         (&self.user, &self.prompt, &self.left, &self.right)
     }
 
-    /// ln P(left) − ln P(right).
-    pub fn log_odds(&self) -> f64 {
-        self.probability.ln() - (1.0 - self.probability).ln()
+    /// ln P(left) − ln P(right), where it is known.
+    pub fn log_odds(&self) -> Option<f64> {
+        self.probability.map(|probability| probability.ln() - (1.0 - probability).ln())
     }
 }
 
@@ -46,7 +47,7 @@ pub fn write(truths: &[Truth]) -> Result<String> {
     writer.write_record(COLUMNS).map_err(fault)?;
     for one in truths {
         let choice = one.choice.map_or("", |left| if left { "left" } else { "right" });
-        let probability = one.probability.to_string();
+        let probability = one.probability.map(|probability| probability.to_string()).unwrap_or_default();
         let (user, prompt, left, right) = one.key();
         writer
             .write_record([&one.comparison, user, prompt, left, right, &probability, choice])
@@ -74,7 +75,15 @@ pub fn read(text: &str, origin: &str) -> Result<Vec<Truth>> {
     for (index, record) in reader.records().enumerate() {
         let fault = |message: String| Error::data(origin, format!("row {}: {message}", index + 1));
         let record = record.map_err(|cause| fault(cause.to_string()))?;
-        let probability = record[5].parse().ok().filter(|value| (0.0..=1.0).contains(value));
+        let probability = match &record[5] {
+            "" => None,
+            text => {
+                let probability = text.parse().ok().filter(|value| (0.0..=1.0).contains(value));
+                Some(probability.ok_or_else(|| {
+                    fault(format!("expected a probability or nothing in `probability`, got {text:?}"))
+                })?)
+            }
+        };
         let choice = match &record[6] {
             "" => None,
             "left" => Some(true),
@@ -84,17 +93,7 @@ pub fn read(text: &str, origin: &str) -> Result<Vec<Truth>> {
             }
         };
         let [comparison, user, prompt, left, right] = [0, 1, 2, 3, 4].map(|at| record[at].to_owned());
-        truths.push(Truth {
-            comparison,
-            user,
-            prompt,
-            left,
-            right,
-            probability: probability.ok_or_else(|| {
-                fault(format!("expected a probability in `probability`, got {:?}", &record[5]))
-            })?,
-            choice,
-        });
+        truths.push(Truth { comparison, user, prompt, left, right, probability, choice });
     }
     Ok(truths)
 }
@@ -114,10 +113,16 @@ mod tests {
             probability,
             choice,
         };
-        let truths = [truth(None, 0.25), truth(Some(true), 1.0), truth(Some(false), 0.1 + 0.2)];
+        let truths = [
+            truth(None, Some(0.25)),
+            truth(Some(true), Some(1.0)),
+            truth(Some(false), Some(0.1 + 0.2)),
+            truth(Some(true), None),
+        ];
         let text = write(&truths).unwrap();
         assert_eq!(read(&text, "t").unwrap(), truths);
-        assert!((truths[0].log_odds() + 3f64.ln()).abs() < 1e-12);
+        assert!((truths[0].log_odds().unwrap() + 3f64.ln()).abs() < 1e-12);
+        assert_eq!(truths[3].log_odds(), None);
         for (from, to, message) in
             [("0.25", "1.25", "row 1"), (",left\n", ",both\n", "row 2"), ("choice", "chosen", "columns")]
         {

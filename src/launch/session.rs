@@ -44,7 +44,7 @@ impl Session {
     /// # Errors
     /// Where the log cannot be written.
     pub(super) fn log_look(&self, plan: &Plan, pending: usize) -> Result<()> {
-        if plan.spec.data.prompts != Prompts::Test {
+        if plan.spec.data.prompts == Prompts::Validation {
             return Ok(());
         }
         let (study, profile) = (&plan.spec.name, &plan.spec.label);

@@ -1,7 +1,7 @@
 //! What judges said of a study of people, and what that is worth: win rates beside the true ones, corrected by labels; and
 //! a page about the judges themselves.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::judged::{MISMATCHED, NONE, OWN, PAIRS, Said};
 use super::study::{BOOTSTRAP, LEVEL, Study};
@@ -26,6 +26,9 @@ const INTERVAL: Interval = Interval { level: LEVEL, resamples: 2000, seed: BOOTS
 const KINDS: [(Option<Kind>, &str); 3] =
     [(Some(Kind::Seen), "seen"), (Some(Kind::Unseen), "unseen"), (None, "all")];
 
+/// Why rates of recorded people's judges are not corrected.
+pub const NOT_CORRECTABLE: &str = "Not correctable: the labels of the data set are of other pairs than those that the judges \
+                                   were asked about.";
 /// Renders both; `None` where nobody was asked.
 ///
 /// # Errors
@@ -77,49 +80,71 @@ fn rates(study: &Study, people: &Users) -> Result<Table> {
     );
     for said in study.judged.iter().filter(|said| said.set == PAIRS) {
         table.rule();
-        let mut comparisons: Vec<&str> = Vec::new();
-        for truth in &said.truths {
-            if !comparisons.contains(&truth.comparison.as_str()) {
-                comparisons.push(&truth.comparison);
-            }
-        }
-        for comparison in comparisons {
+        for comparison in comparisons(said) {
             for (kind, name) in KINDS {
-                let kept: Vec<&Truth> = said
-                    .truths
-                    .iter()
-                    .filter(|truth| truth.comparison == comparison && is_of(truth, kind))
-                    .collect();
-                if kept.is_empty() {
-                    continue;
+                let kept = asked_for(said, comparison, kind);
+                if !kept.is_empty() {
+                    table.push(rate(said, people, &kept, (comparison, name))?);
                 }
-                table.push(rate(said, people, &kept, (comparison, name))?);
             }
         }
     }
-    table.note(
-        "Over all asked pairs, a pair asked in both orders; strict: over consistent pairs alone, as the paper counts. \
-         Intervals: users × captions. True: mean Bradley-Terry probability over the same pairs.",
-    );
-    match people.labelled {
-        Some(labelled) => table.note(format!(
+    table.note(match people.choices.is_simulated() {
+        true => {
+            "Over all asked pairs, a pair asked in both orders; strict: over consistent pairs alone, as the paper counts. \
+             Intervals: users × captions. True: mean Bradley-Terry probability over the same pairs."
+        }
+        false => {
+            "Over all asked pairs, a pair asked in both orders; strict: over consistent pairs alone, as the paper counts. \
+             Intervals: users × captions. Nothing true stands beside them: people's utilities are unknown."
+        }
+    });
+    table.note(match (people.labelled, people.choices.is_simulated()) {
+        (Some(labelled), _) => format!(
             "Corrected: prediction-powered, by the choices of {} users drawn at random, about the very pairs that the judge was \
              asked about. Of those who label, their own choices are one draw each.",
             labelled.users
-        )),
-        None => table.note("Not correctable: nobody labelled the pairs that the judges were asked about."),
-    }
+        ),
+        (None, true) => "Not correctable: nobody labelled the pairs that the judges were asked about.".into(),
+        (None, false) => NOT_CORRECTABLE.into(),
+    });
     Ok(table)
+}
+
+/// What a judge was asked about, in the order in which it was.
+pub(super) fn comparisons(said: &Said) -> Vec<&str> {
+    let mut comparisons: Vec<&str> = Vec::new();
+    for truth in &said.truths {
+        if !comparisons.contains(&truth.comparison.as_str()) {
+            comparisons.push(&truth.comparison);
+        }
+    }
+    comparisons
+}
+
+/// The pairs of one comparison and kind of users.
+pub(super) fn asked_for<'s>(said: &'s Said, comparison: &str, kind: Option<Kind>) -> Vec<&'s Truth> {
+    said.truths.iter().filter(|truth| truth.comparison == comparison && is_of(truth, kind)).collect()
+}
+
+/// What a judge said of some pairs.
+pub(super) fn rows_of(said: &Said, kept: &[&Truth]) -> Vec<Row> {
+    let keys: HashSet<_> = kept.iter().map(|truth| truth.key()).collect();
+    let is_of = |row: &&Row| keys.contains(&(&*row.user, &*row.prompt, &*row.left, &*row.right));
+    said.rows.iter().filter(is_of).cloned().collect()
+}
+
+/// The rates of rows, with their intervals.
+///
+/// # Errors
+/// Where rows contradict themselves.
+pub(super) fn win_rates(rows: &[Row]) -> Result<WinRates> {
+    WinRates::of(&judgement::asked(&judgement::pairs(rows)), INTERVAL)
 }
 
 fn rate(said: &Said, people: &Users, kept: &[&Truth], (comparison, name): (&str, &str)) -> Result<Vec<Cell>> {
     let keys: HashMap<_, usize> = kept.iter().enumerate().map(|(at, truth)| (truth.key(), at)).collect();
-    let rows: Vec<Row> = said
-        .rows
-        .iter()
-        .filter(|row| keys.contains_key(&(&*row.user, &*row.prompt, &*row.left, &*row.right)))
-        .cloned()
-        .collect();
+    let rows = rows_of(said, kept);
     let pairs = judgement::pairs(&rows);
     let asked = judgement::asked(&pairs);
     let rates = WinRates::of(&asked, INTERVAL)?;
@@ -143,7 +168,8 @@ fn rate(said: &Said, people: &Users, kept: &[&Truth], (comparison, name): (&str,
     let of = |rate: &Option<crate::stats::judging::Rate>| {
         Cell::estimate(rate.as_ref().map(|rate| percent(&rate.estimate)), 1)
     };
-    let truth = kept.iter().map(|truth| truth.probability).sum::<f64>() / kept.len() as f64;
+    let truth: Option<f64> = kept.iter().map(|truth| truth.probability).sum();
+    let truth = truth.map(|sum| sum / kept.len() as f64);
     let effect = rates.ties_as_half.as_ref().and_then(|rate| rate.design_effect);
     let spread = match spread {
         Spread::Fitted(fit) => format!(
@@ -162,7 +188,7 @@ fn rate(said: &Said, people: &Users, kept: &[&Truth], (comparison, name): (&str,
         of(&rates.consistency),
         of(&rates.by_probability),
         corrected,
-        Cell::number(Some(100.0 * truth), 1),
+        Cell::number(truth.map(|truth| 100.0 * truth), 1),
         Cell::number(effect, 1),
         Cell::text(spread),
     ])
@@ -181,10 +207,10 @@ fn labels(people: &Users, kept: &[&Truth]) -> Vec<Label> {
     let mut labels = Vec::new();
     for (pair, truth) in kept.iter().enumerate() {
         let user = truth.user.parse::<i64>().ok().filter(|user| drawn.contains(user));
-        let Some(user) = user else { continue };
+        let Some((user, probability)) = user.zip(truth.probability) else { continue };
         // One choice of a pair, whatever it is compared for.
         let name = format!("label {} {} {}", truth.prompt, truth.left, truth.right);
-        let chosen = stream(labelled.seed, &name, user as u64).chance(truth.probability);
+        let chosen = stream(labelled.seed, &name, user as u64).chance(probability);
         labels.push(Label { pair: pair as u64, truth: f64::from(u8::from(chosen)) });
     }
     labels
@@ -230,16 +256,20 @@ fn judges(study: &Study) -> Result<Table> {
             |audit: &Option<Audit>| share(audit.as_ref().and_then(|audit| audit.accuracy.as_ref()));
         let of_own = of_own.as_ref();
         let count = own.truths.len().max(1) as f64;
-        let likelier = |truth: &Truth| truth.probability.max(1.0 - truth.probability);
-        let ceiling = own.truths.iter().map(likelier).sum::<f64>() / count;
+        let likelier =
+            |truth: &Truth| truth.probability.map(|probability| probability.max(1.0 - probability));
+        let ceiling: Option<f64> = own.truths.iter().map(likelier).sum();
         // Repetitions of the oracle are draws of their own, and all count.
         let kept: Vec<&Truth> = own.truths.iter().collect();
         let answers: Vec<Answer> = own
-            .calls(&kept, |truth| Some(truth.probability))
+            .calls(&kept, |truth| truth.probability)
             .into_iter()
-            .map(|call| {
-                let log_odds = kept[call.pair as usize].log_odds();
-                Answer { log_odds: if call.left_first { log_odds } else { -log_odds }, first: call.first }
+            .filter_map(|call| {
+                let log_odds = kept[call.pair as usize].log_odds()?;
+                Some(Answer {
+                    log_odds: if call.left_first { log_odds } else { -log_odds },
+                    first: call.first,
+                })
             })
             .collect();
         let (bias, noise) = match Oracle::of(&answers, LEVEL)? {
@@ -251,13 +281,21 @@ fn judges(study: &Study) -> Result<Table> {
             accuracy(&none),
             accuracy(&mismatched),
             share(of_own.and_then(|audit| audit.accuracy.as_ref())),
-            Cell::number(Some(100.0 * ceiling), 1),
+            Cell::number(ceiling.map(|sum| 100.0 * sum / count), 1),
             share(of_own.and_then(|audit| audit.consistency.as_ref())),
             share(of_own.and_then(|audit| audit.first_slot.as_ref())),
             share(of_own.and_then(|audit| audit.stability.as_ref())),
             bias,
             noise,
         ]);
+    }
+    let simulated = study.design.people.as_ref().is_none_or(|people| people.choices.is_simulated());
+    if !simulated {
+        table.note(
+            "The paper reports 83 % at four shots, over consistent pairs alone. How often a choice can be foreseen at most is \
+             unknown: so are people's utilities. Intervals are over users.",
+        );
+        return Ok(table);
     }
     table.note(
         "Ceiling: how often somebody foresees the choice who knows the user's true utilities; choices themselves are drawn. The \

@@ -11,17 +11,21 @@ use super::plot::{COLUMN, Color, Look, Scene};
 use super::study::{BOOTSTRAP, LEVEL, RESAMPLES};
 use super::table::{Cell, Kind, Table};
 use super::{Figure, Output};
-use crate::data::desk::users::World;
 use crate::error::{Error, Result};
 use crate::pretrain::classify::Head;
 use crate::record;
 use crate::spec::Identification;
-use crate::spec::identify::{Claim, Features, Method, RANK, Separation, rank_by, row_method};
+use crate::spec::identify::{
+    Claim, Features, Method, Published, RANK, Separation, World, rank_by, row_method,
+};
 use crate::stats::contrast::holm;
 use crate::stats::{Clusters, Direction, Estimate, Inference, Rule, Verdict};
 
-/// The paper's own setting: its groups are random ones, of users with topics of their own.
-const PAPERS: (World, Separation) = (World::Topics, Separation::Random);
+/// Whether a setting is the paper's own: its groups are random ones, of people, or, at desk scale, of users with topics of
+/// their own.
+fn is_papers((world, separation): (World, Separation)) -> bool {
+    world != World::Shared && separation == Separation::Random
+}
 
 /// What the finished cells of a study say.
 #[derive(Debug)]
@@ -128,8 +132,10 @@ pub fn render(found: &Found) -> Result<(Vec<Output>, bool)> {
         name: "fig2".into(),
         caption: format!(
             "Share of few-shot groups whose user is among the first k of {}, from the features of {} choices (linear \
-             head; bars: 95 % over users). Open diamond: the paper, whose world and data are others.",
-            study.users.count, study.groups.shots
+             head; bars: 95 % over users). Open diamond: the paper{}.",
+            study.users.count,
+            study.groups.shots,
+            if study.is_recorded() { "" } else { ", whose world and data are others" }
         ),
         scene: draw_curves(found, &curves),
         data: plotted(&curves),
@@ -166,6 +172,7 @@ fn words(world: World, separation: Separation) -> String {
     let world = match world {
         World::Shared => "same prompts",
         World::Topics => "topics",
+        World::Recorded => "people",
     };
     let separation = match separation {
         Separation::Random => "any captions",
@@ -179,7 +186,10 @@ fn table(found: &Found) -> Result<Table> {
     let mut columns = vec![("World, asked groups".into(), Kind::Words), ("Features".into(), Kind::Words)];
     columns.push(("Head".into(), Kind::Words));
     columns.extend(study.ranks.iter().map(|rank| (format!("top {rank}, %"), Kind::Estimates)));
-    let at = study.published.first().map(|published| published.rank);
+    let is_ceiling = |method: &&Method| method.features == Features::KnownUtilities;
+    let published =
+        study.published.first().filter(|_| study.methods.iter().any(|method| is_ceiling(&method)));
+    let at = published.map(|published| published.rank);
     if let Some(rank) = at {
         columns.push((format!("of Bayes, top {rank}, %"), Kind::Numbers));
     }
@@ -192,7 +202,7 @@ fn table(found: &Found) -> Result<Table> {
     );
     for (world, separation) in settings(study) {
         table.rule();
-        let ceiling = study.methods.iter().find(|method| method.features == Features::KnownUtilities);
+        let ceiling = study.methods.iter().find(is_ceiling);
         for method in study.methods.iter().filter(|method| is_layer(method).is_none()) {
             let rows = row_method(&method.name, world, separation);
             let heads: Vec<Option<Head>> = match method.features {
@@ -230,20 +240,32 @@ fn table(found: &Found) -> Result<Table> {
         chance.extend(at.map(|_| Cell::Missing));
         table.push(chance);
     }
-    for published in &study.published {
-        table.note(format!(
-            "The paper reports {:.0} % at top {} over 300 users of Pick-a-Pic, whose groups share topics; here users have \
-             known utilities, and four choices bound what can be found (the rows of Bayes' rule).",
-            100.0 * published.accuracy,
-            published.rank
-        ));
+    notes(study, &mut table);
+    Ok(table)
+}
+
+fn notes(study: &Identification, table: &mut Table) {
+    for Published { rank, accuracy } in &study.published {
+        let reports =
+            format!("The paper reports {:.0} % at top {rank} over 300 users of Pick-a-Pic", 100.0 * accuracy);
+        table.note(match study.is_recorded() {
+            true => format!(
+                "{reports}, under groups about any captions, which tell a user by what she asks for too. People's utilities are \
+                 unknown, and with them what could be found at most."
+            ),
+            false => format!(
+                "{reports}, whose groups share topics; here users have known utilities, and four choices bound what can be \
+                 found (the rows of Bayes' rule)."
+            ),
+        });
     }
-    table.note(
-        "The model that embeds was trained by us on this task over other users, captions and pictures.",
-    );
+    if !study.is_recorded() {
+        table.note(
+            "The model that embeds was trained by us on this task over other users, captions and pictures.",
+        );
+    }
     table
         .note("A user's number among those learned from finds every one of them, and can serve nobody else.");
-    Ok(table)
 }
 
 fn percent(estimate: Estimate) -> Estimate {
@@ -310,7 +332,7 @@ fn draw_curves(found: &Found, curves: &[Curve]) -> Scene {
         }
     }
     let paper = Look { color: Color::INK, ..Look::nth(3) }.opened();
-    if !study.published.is_empty() && settings(study).any(|setting| setting == PAPERS) {
+    if !study.published.is_empty() && settings(study).any(is_papers) {
         entries.push((paper, "the paper".into()));
     }
     let ranks: Vec<f64> = study.ranks.iter().map(|&rank| rank as f64).collect();
@@ -352,7 +374,7 @@ fn draw_curves(found: &Found, curves: &[Curve]) -> Scene {
             }
             path.for_each(|at| scene.marker(at, 1.8, curve.look));
         }
-        if setting == PAPERS {
+        if is_papers(setting) {
             for published in &study.published {
                 scene.marker(panel.at(published.rank as f64, 100.0 * published.accuracy), 2.2, paper);
             }

@@ -3,7 +3,9 @@
 //! The desk's people have known utilities over what is measured of an image, so the preference is the true one: the
 //! probability, by Bradley-Terry, that the user would choose our image over the other of the same caption and noise, and
 //! beside it how often her utility of ours is higher. What a judge would say of the same images is a study of its own.
+//! Where people chose, their utilities are unknown, and the figure shows what judges say.
 
+mod judged;
 mod shots;
 
 use std::collections::BTreeMap;
@@ -18,15 +20,16 @@ use crate::data::desk::users;
 use crate::scenes::population::SAMPLES;
 use crate::scenes::tastes::{self, Features, Kind, Taste, Tastes};
 use crate::spec::Users;
-use crate::spec::users::{Claim, MEAN_USER, NULL_USER, Over};
+use crate::spec::users::{Claim, FARTHEST, MEAN_USER, NULL_USER, Over};
 use crate::stats::contrast::holm;
 use crate::stats::{Crossed, Direction, Estimate, Inference, Rule, Verdict};
 
 /// Bins of the likeness of two tastes.
 const BINS: usize = 5;
 
-/// What each image of one method, under one condition, shows: by prompt and noise.
-type Seen = BTreeMap<(u32, u64), Features>;
+/// What each image of one method, under one condition, shows: by prompt and noise; nothing where nobody knows what people
+/// see.
+type Seen = BTreeMap<(u32, u64), Option<Features>>;
 
 /// The people with what was made for them.
 struct People<'a> {
@@ -39,11 +42,16 @@ struct People<'a> {
 impl<'a> People<'a> {
     fn new(study: &'a Study, users: &'a Users) -> Self {
         let population = Tastes::new(users.seed, tastes::Config::desk(SAMPLES));
+        let simulated = users.choices.is_simulated();
         let everybody = users.evaluated(Kind::Seen).chain(users.evaluated(Kind::Unseen));
-        let tastes = everybody.map(|id| (id, users::taste(&population, id))).collect();
+        let known = everybody.filter(|_| simulated);
+        let tastes = known.map(|id| (id, users::taste(&population, id))).collect();
         let mut seen: BTreeMap<(String, String), Seen> = BTreeMap::new();
         for row in study.rows() {
-            let Some(features) = people::seen(row) else { continue };
+            let features = people::seen(row);
+            if row.failure.is_some() || (simulated && features.is_none()) {
+                continue;
+            }
             let images = seen.entry((row.method.clone(), row.condition.clone())).or_default();
             images.insert((row.prompt, row.noise_seed), features);
         }
@@ -77,10 +85,10 @@ impl<'a> People<'a> {
         let mut rows: [Vec<(u64, u32, f64)>; 2] = Default::default();
         for &user in who {
             let (Some(ours), Some(theirs)) = (ours(user), theirs(user)) else { return Ok(None) };
-            let taste = &self.tastes[&user];
+            let Some(taste) = self.tastes.get(&user) else { return Ok(None) };
             let mut by_prompt: BTreeMap<u32, Vec<[f64; 2]>> = BTreeMap::new();
             for ((prompt, noise), a) in ours {
-                let Some(b) = theirs.get(&(*prompt, *noise)) else { continue };
+                let (Some(a), Some(Some(b))) = (a, theirs.get(&(*prompt, *noise))) else { continue };
                 let sign = match taste.utility(a).partial_cmp(&taste.utility(b)) {
                     Some(std::cmp::Ordering::Greater) => 1.0,
                     Some(std::cmp::Ordering::Less) => 0.0,
@@ -108,7 +116,9 @@ impl<'a> People<'a> {
             Over::Farthest => who
                 .iter()
                 .filter_map(|&user| {
-                    let likeness = |other: &i64| self.tastes[&user].likeness(&self.tastes[other]);
+                    let taste = self.tastes.get(&user)?;
+                    let likeness =
+                        |other: &i64| self.tastes.get(other).map_or(1.0, |other| taste.likeness(other));
                     let others = who.iter().filter(|other| **other != user);
                     let farthest = others.min_by(|a, b| likeness(a).total_cmp(&likeness(b)))?;
                     Some((user, *farthest))
@@ -158,6 +168,9 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
     let (Some(users), Some(hero)) = (&study.design.people, study.design.first(&Role::Personal)) else {
         return Ok(None);
     };
+    if !users.choices.is_simulated() {
+        return judged::render(study, hero);
+    }
     let people = People::new(study, users);
     let compared = comparisons(&people, hero)?;
     if compared.is_empty() {
@@ -176,7 +189,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
              probability that the user chooses ours (95 % over users and captions). Dashed: no preference.",
             hero.label
         ),
-        scene: draw(&compared),
+        scene: draw(&points(&compared), "true preference, %"),
         data: plotted(&compared),
     });
     output.figures.extend(by_likeness(&people, hero)?);
@@ -262,8 +275,8 @@ pub struct Question {
     pub left: Made,
     /// The other one.
     pub right: Made,
-    /// The probability that the user chooses the left one.
-    pub probability: f64,
+    /// The probability that the user chooses the left one, where her utilities are known.
+    pub probability: Option<f64>,
 }
 
 /// What judges can be asked of a study: the personal model's images for each user over all that it is compared with.
@@ -300,6 +313,12 @@ pub fn questions(study: &Study) -> Vec<Question> {
                 let Some((right, theirs)) = right else { continue };
                 for ((prompt, noise), a) in ours {
                     let Some(b) = theirs.get(&(*prompt, *noise)) else { continue };
+                    // Of prompts that are people's own, each is asked about hers.
+                    let foreign = |each| !users.prompts_of_user(user, each).contains(prompt);
+                    if study.design.own_prompts.is_some_and(foreign) {
+                        continue;
+                    }
+                    let known = people.tastes.get(&user).zip(*a).zip(*b);
                     questions.push(Question {
                         comparison: label.clone(),
                         over: name.clone(),
@@ -308,7 +327,7 @@ pub fn questions(study: &Study) -> Vec<Question> {
                         noise: *noise,
                         left: left.clone(),
                         right: right.clone(),
-                        probability: people.tastes[&user].prefers(a, b),
+                        probability: known.map(|((taste, a), b)| taste.prefers(&a, &b)),
                     });
                 }
             }
@@ -319,7 +338,6 @@ pub fn questions(study: &Study) -> Vec<Question> {
 
 /// How judges' settings call comparisons with images made for others.
 const MISMATCHED: &str = "mismatched";
-const FARTHEST: &str = "farthest";
 
 fn percent(inference: &Inference) -> Estimate {
     inference.estimate(LEVEL).clamped(0.0, 1.0).percent()
@@ -449,8 +467,25 @@ fn plotted(compared: &[Compared]) -> Table {
     table
 }
 
+/// One whisker of the figure.
+struct Point {
+    label: String,
+    kind: Option<Kind>,
+    /// In percent.
+    estimate: Estimate,
+}
+
+fn points(compared: &[Compared]) -> Vec<Point> {
+    let point = |one: &Compared| Point {
+        label: one.label.clone(),
+        kind: one.kind,
+        estimate: percent(&one.probability),
+    };
+    compared.iter().map(point).collect()
+}
+
 /// One line for each comparison, its users side by side.
-fn draw(compared: &[Compared]) -> Scene {
+fn draw(compared: &[Point], across: &str) -> Scene {
     let mut labels: Vec<&str> = Vec::new();
     for one in compared {
         if !labels.contains(&one.label.as_str()) {
@@ -462,12 +497,9 @@ fn draw(compared: &[Compared]) -> Scene {
         .enumerate()
         .map(|(at, kind)| (Look::nth(at), format!("{} users", kind_label(*kind))))
         .collect();
-    let values = compared.iter().flat_map(|one| {
-        let estimate = percent(&one.probability);
-        [estimate.low, estimate.high, 50.0]
-    });
+    let values = compared.iter().flat_map(|one| [one.estimate.low, one.estimate.high, 50.0]);
     const LINE: f64 = 20.0;
-    let x = Axis::covering(values, 5).named("true preference, %");
+    let x = Axis::covering(values, 5).named(across);
     let top = legend_height(COLUMN, &entries) + 4.0;
     let height = LINE * labels.len() as f64;
     let mut scene = Scene::new(COLUMN, top + height + x.room_below() + 2.0);
@@ -484,7 +516,7 @@ fn draw(compared: &[Compared]) -> Scene {
             let Some(one) = compared.iter().find(|one| one.label == *label && one.kind == *kind) else {
                 continue;
             };
-            let estimate = percent(&one.probability);
+            let estimate = &one.estimate;
             let line = above + 11.0 + 2.6 * at as f64;
             let across = |value: f64| panel.at(value, 0.0).0;
             let look = Look::nth(at);
@@ -500,15 +532,21 @@ fn by_likeness(people: &People, hero: &Method) -> Result<Option<Figure>> {
     let mut bins: [Vec<(u64, f64)>; BINS] = Default::default();
     let who = people.of_kind(Some(Kind::Unseen));
     for &user in &who {
-        let (Some(own), taste) = (people.images(hero, user), &people.tastes[&user]) else { return Ok(None) };
+        let (Some(own), Some(taste)) = (people.images(hero, user), people.tastes.get(&user)) else {
+            return Ok(None);
+        };
         for &other in who.iter().filter(|other| **other != user) {
             let Some(theirs) = people.images(hero, other) else { return Ok(None) };
-            let values: Vec<f64> =
-                own.iter().filter_map(|(key, a)| Some(taste.prefers(a, theirs.get(key)?))).collect();
+            let values: Vec<f64> = own
+                .iter()
+                .filter_map(|(key, a)| Some(taste.prefers(&(*a)?, &(*theirs.get(key)?)?)))
+                .collect();
             if values.is_empty() {
                 continue;
             }
-            let likeness = taste.likeness(&people.tastes[&other]);
+            let Some(likeness) = people.tastes.get(&other).map(|other| taste.likeness(other)) else {
+                continue;
+            };
             let bin = ((likeness + 1.0) / 2.0 * BINS as f64).clamp(0.0, BINS as f64 - 1.0) as usize;
             bins[bin].push((user as u64, values.iter().sum::<f64>() / values.len() as f64));
         }

@@ -122,7 +122,10 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
     if let Some(showcase) = &records.users.showcase {
         let grid = gather(&records, showcase, kept)?;
         if !grid.lines.is_empty() {
-            let caption = caption(&grid, showcase);
+            let caption = match records.users.choices.is_simulated() {
+                true => caption(&grid, showcase),
+                false => caption_of_people(&grid, showcase),
+            };
             output.pages.push(("fig6".into(), page::html(&grid, &study.design.title, &caption)));
             let scene = draw::scene(&grid);
             output.figures.push(Figure { name: "fig6".into(), caption, scene, data: listed(&grid) });
@@ -170,7 +173,11 @@ fn gather<'a>(records: &Records<'a>, showcase: &Showcase, mut prompts: Vec<u32>)
     let mut lines = Vec::new();
     for user in drawn_users(records, showcase) {
         let words = records.words(user);
-        for &prompt in &prompts {
+        let own: Vec<u32> = match study.design.own_prompts {
+            Some(each) => records.users.prompts_of_user(user, each).take(showcase.prompts).collect(),
+            None => prompts.clone(),
+        };
+        for &prompt in &own {
             let Some(own) = kept(study, records.hero, user, prompt, None) else { continue };
             let noise = own.kept.noise_seed;
             let mut images = Vec::new();
@@ -267,6 +274,20 @@ fn caption(grid: &Grid, showcase: &Showcase) -> String {
          base's image of the same noise.",
         showcase.seed.get(),
         talk::STANDS_OUT,
+    )
+}
+
+/// The same of people whose utilities, and what they see, are unknown.
+fn caption_of_people(grid: &Grid, showcase: &Showcase) -> String {
+    format!(
+        "Images for {}, each under a caption of her own, all of a row from the same noise. Nothing is picked: users are drawn by \
+         seed {} among the evaluated ones about whom a profile was written, an unseen and a seen one in turn. What people see \
+         in an image is not measured, so that no word is marked.",
+        plural(
+            grid.lines.iter().map(|line| line.user).collect::<std::collections::BTreeSet<_>>().len(),
+            "user"
+        ),
+        showcase.seed.get(),
     )
 }
 

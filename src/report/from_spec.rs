@@ -2,7 +2,7 @@
 
 use super::study::{Design, Method, Role, Sweep, User};
 use crate::error::{Error, Result, nearest};
-use crate::spec::{self, Spec};
+use crate::spec::{self, Prompts, Spec};
 
 impl Design {
     /// What `spec` asks, in the words that tables need.
@@ -64,6 +64,7 @@ impl Design {
             sweep,
             outputs: spec.outputs.clone(),
             people: spec.users.clone(),
+            own_prompts: (spec.data.prompts == Prompts::Own).then_some(spec.data.num_prompts),
             noise_seeds: spec.data.noise_seeds.get().iter().map(|seed| seed.get()).collect(),
         })
     }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use super::study::Method;
 use crate::record::Row;
-use crate::rng::stream;
 use crate::scenes::measure::Measured;
 use crate::scenes::population::SAMPLES;
 use crate::scenes::tastes::{Features, Kind, features};
@@ -69,11 +68,7 @@ pub fn condition_for(method: &Method, user: i64) -> Option<&str> {
     hers.or_else(|| of_nobody(method))
 }
 
-/// For each user another one, by a derangement from the study's seed: no user meets herself, each is met once.
+/// For each user another one ([`Users::strangers`]).
 pub fn mismatched(users: &Users, who: &[i64]) -> BTreeMap<i64, i64> {
-    // A random circle has nobody who meets herself.
-    let mut circle = who.to_vec();
-    stream(users.seed, "mismatched users", who.len() as u64).shuffle(&mut circle);
-    let next = circle.iter().cycle().skip(1);
-    circle.iter().copied().zip(next.copied()).filter(|(user, other)| user != other).collect()
+    users.strangers(who)
 }

@@ -94,6 +94,8 @@ pub struct Design {
     pub outputs: Option<Vec<String>>,
     /// The people, where it is a study of them.
     pub people: Option<Users>,
+    /// How many prompts each evaluated user has of her own; none where all have the same.
+    pub own_prompts: Option<usize>,
     /// The noise seeds that all methods share; further images of the base only show how its images differ.
     pub noise_seeds: Vec<u64>,
 }

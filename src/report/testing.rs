@@ -114,6 +114,7 @@ pub fn design() -> Design {
         sweep: None,
         outputs: None,
         people: None,
+        own_prompts: None,
         noise_seeds: vec![0],
     }
 }

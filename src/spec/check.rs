@@ -2,7 +2,7 @@
 
 use super::source::Problems;
 use super::users::{Addressee, MEAN_USER, NULL_USER};
-use super::{Captions, Conditioning, Labels, Method, Role, Spec, claim};
+use super::{Captions, Conditioning, Labels, Method, Prompts, Role, Spec, claim};
 use crate::error::nearest;
 
 impl Spec {
@@ -38,12 +38,23 @@ impl Spec {
         }
         if let Some(users) = &self.users {
             users.check(study, &self.methods, problems);
-            if !self.profile.artefacts.is_empty() {
+            if users.choices.is_simulated() && !self.profile.artefacts.is_empty() {
                 problems.push(format!(
-                    "{study}: [users] are people of the desk world, and profile `{}` is of another; run it under `desk`",
-                    self.profile.name
+                    "{study}: users.choices are simulated, and simulated people choose between the desk's pictures, not those of \
+                     profile `{}`; set users.choices = {{ kind = \"recorded\" }} (in the study's [profiles.{}]), or run it \
+                     under `desk`",
+                    self.profile.name,
+                    self.profile.sections()
                 ));
             }
+        }
+        let held_out = self.users.as_ref().map_or(0, |users| users.held_out);
+        if self.data.prompts == Prompts::Own && held_out < self.data.num_prompts {
+            problems.push(format!(
+                "{study}: data.prompts is `own`, captions of people's own held-out choices, and data.num_prompts asks for {} of \
+                 each; users.held_out is {held_out}",
+                self.data.num_prompts
+            ));
         }
         let conditions: Vec<Vec<String>> = self
             .methods

@@ -1,20 +1,22 @@
 //! Studies of `kind = "identification"`: can a user be told from few-shot features (the paper's Fig. 2)?
 
-use std::collections::BTreeMap;
+mod cells;
+
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 
-use super::plan::{Places, SCHEMA};
+use super::plan::SCHEMA;
+use super::sections::Sections;
 use super::source::{Problems, Sources};
-use super::{Request, Size, label, study_chain, take_table, whole};
-use crate::data::desk::users::World;
+use super::users::Words;
+use super::{Profile, Request, Size, label, library, study_chain, take_table, whole};
+use crate::data::desk::users;
 use crate::error::{Error, Result};
 use crate::pretrain::classify;
-use crate::provenance::file_digest;
-use crate::record;
-use crate::units::{Digest, Seed};
+use crate::units::Seed;
+
+pub use cells::Cell;
 
 /// The word in `kind` that makes a file one of these.
 pub const KIND: &str = "identification";
@@ -54,9 +56,47 @@ pub struct Identification {
     /// What is claimed, fixed before looking.
     #[serde(default)]
     pub claims: Vec<Claim>,
+    /// Of the methods, those that are kept; absent: all.
+    #[serde(default)]
+    pub only: Option<Vec<String>>,
+    /// The weights and data that it runs on.
+    #[serde(skip)]
+    pub profile: Option<Profile>,
     /// The folder name of the profile with its changes.
     #[serde(skip)]
     pub label: String,
+}
+
+/// Where users come from, and what they look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum World {
+    /// Simulated ones, who all look at the same prompts.
+    Shared,
+    /// Simulated ones, each of whom looks at prompts about her own topics.
+    Topics,
+    /// People, of whom a data set records who chose what.
+    Recorded,
+}
+
+impl World {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Shared => "shared",
+            Self::Topics => "topics",
+            Self::Recorded => "recorded",
+        }
+    }
+
+    /// The world of simulated users; of people there is none.
+    pub fn simulated(self) -> Option<users::World> {
+        match self {
+            Self::Shared => Some(users::World::Shared),
+            Self::Topics => Some(users::World::Topics),
+            Self::Recorded => None,
+        }
+    }
 }
 
 /// Who is to be told from whom.
@@ -67,7 +107,7 @@ pub struct Users {
     pub seed: Seed,
     /// How many there are.
     pub count: usize,
-    /// Pairs that each chooses between.
+    /// Pairs that each chooses between; where choices are recorded: the most of one user that are used.
     pub pairs_per_user: usize,
     /// The worlds that they live in, one after the other.
     pub worlds: Vec<World>,
@@ -113,8 +153,11 @@ pub struct Groups {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Embedding {
-    /// Its folder among the assets.
+    /// Its folder among the assets, or the name of the profile's artefact.
     pub model: PathBuf,
+    /// The words that it is asked in.
+    #[serde(default = "Words::desk")]
+    pub words: Words,
     /// The most tokens that it writes about a group.
     pub max_new_tokens: usize,
     /// Groups that are embedded at once.
@@ -206,7 +249,7 @@ pub enum Features {
     },
     /// The mean over the pairs of the chosen picture's embedding under a CLIP less the rejected one's.
     ClipDifference {
-        /// The CLIP's folder among the assets.
+        /// The CLIP's folder among the assets, or the name of the profile's public reward.
         model: PathBuf,
     },
     /// Nothing is learned: each user's probability of the observed choices, from her known utilities; where users have
@@ -258,47 +301,6 @@ pub struct Claim {
     pub smallest_effect: f64,
 }
 
-/// One kind of features in one world, under one separation: the unit of work and of records.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Cell {
-    /// Its name on disk; the last part hashes its inputs.
-    pub id: String,
-    /// The features.
-    pub method: Method,
-    /// The world.
-    pub world: World,
-    /// The separation.
-    pub separation: Separation,
-    /// What its id hashes.
-    pub config: serde_json::Value,
-    /// The digests of weights and data that it depends on.
-    pub digests: BTreeMap<String, Digest>,
-    /// The folder of its record.
-    pub folder: PathBuf,
-}
-
-impl Cell {
-    /// Whether its record is complete.
-    pub fn is_complete(&self) -> bool {
-        record::read_header(&self.folder).is_ok_and(|header| header.finished.is_some())
-    }
-
-    /// What its rows are called: the features with the world and the separation.
-    pub fn row_method(&self) -> String {
-        row_method(&self.method.name, self.world, self.separation)
-    }
-
-    /// The scores of its rows: the true user's rank by each head, or by the known utilities, and what the features know.
-    pub fn scores(&self, study: &Identification) -> Vec<String> {
-        let ranks: Vec<String> = match self.method.features {
-            Features::KnownUtilities => vec![RANK.to_owned()],
-            _ => study.heads.iter().map(|head| rank_by(head.head)).collect(),
-        };
-        let known = study.knowledge.iter().flat_map(|_| score::KNOWLEDGE).map(str::to_owned);
-        known.chain(ranks).collect()
-    }
-}
-
 /// The score of features that need no head.
 pub const RANK: &str = "rank";
 
@@ -339,44 +341,110 @@ impl Identification {
     /// # Errors
     /// All problems at once, each with file and line, or with the override that it stands in.
     pub fn load(request: &Request) -> Result<Self> {
-        let profile = if request.profile.is_empty() { "desk" } else { &request.profile };
-        if profile != "desk" {
-            return Err(Error::Spec(format!(
-                "study `{}` runs under the profile `desk` alone as yet, got `{profile}`",
-                request.study
-            )));
-        }
+        let name = if request.profile.is_empty() { "desk" } else { &request.profile };
         let mut sources = Sources::default();
         let chain = study_chain(&request.experiments, &request.study, &mut sources)?;
         let overrides: Vec<usize> =
             request.set.iter().map(|setting| sources.add_override(setting)).collect::<Result<_>>()?;
+        let text = library::profile(&request.experiments, name)?;
+        let profile = sources.add_file(&text.name, &text.text);
         let mut problems = Problems::default();
+        let mut profile = sources.parse(profile)?;
+        // What a profile changes of studies is about trainings and images.
+        for layer in ["set", "quick"] {
+            take_table(&mut profile, layer);
+        }
+        let profile: Option<Profile> = sources.read(whole(profile), &mut problems);
+        for fault in profile.iter().flat_map(Profile::faults) {
+            problems.push(format!("{}: {fault}", text.name));
+        }
         let mut tree = toml::de::DeTable::new();
         for &index in &chain {
             let mut layer = sources.parse(index)?;
             layer.remove("extends");
             sources.merge(&mut tree, layer, &mut problems);
         }
-        let (quick, released) = (take_table(&mut tree, "quick"), take_table(&mut tree, "released"));
+        let sections = profile.as_ref().map_or(name, Profile::sections);
+        let sections = Sections::take(&mut tree, sections, &sources, &mut problems);
+        sources.merge(&mut tree, sections.profile, &mut problems);
         match request.size {
             Size::Standard => {}
-            Size::Quick => sources.merge(&mut tree, quick, &mut problems),
-            Size::Released => sources.merge(&mut tree, released, &mut problems),
+            Size::Quick => sources.merge(&mut tree, sections.quick, &mut problems),
+            Size::Released => sources.merge(&mut tree, sections.released, &mut problems),
         }
         for &index in &overrides {
             sources.merge(&mut tree, sources.parse(index)?, &mut problems);
         }
         let study: Option<Self> = sources.read(whole(tree), &mut problems);
-        if let Some(study) = &study {
+        let study = study.zip(profile).map(|(mut study, profile)| {
+            study.label = label(&profile.name, request);
+            study.profile = Some(profile);
+            study.keep_only(&mut problems);
             study.check(&mut problems);
-        }
+            study
+        });
         problems.finish()?;
-        let mut study = study.ok_or_else(|| Error::Spec(format!("{}: cannot be read", request.study)))?;
-        study.label = label(profile, request);
-        Ok(study)
+        study.ok_or_else(|| Error::Spec(format!("{}: cannot be read", request.study)))
+    }
+
+    /// Leaves out the methods that are not to be kept.
+    fn keep_only(&mut self, problems: &mut Problems) {
+        let Some(only) = &self.only else { return };
+        let known: Vec<&str> = self.methods.iter().map(|method| method.name.as_str()).collect();
+        for unknown in only.iter().filter(|name| !known.contains(&name.as_str())) {
+            problems.push(format!(
+                "{}: only: no method named `{unknown}`, expected some of {}",
+                self.name,
+                known.join(", ")
+            ));
+        }
+        self.methods.retain(|method| only.contains(&method.name));
+    }
+
+    /// Whether users are people whose choices a data set records.
+    pub fn is_recorded(&self) -> bool {
+        self.users.worlds.contains(&World::Recorded)
+    }
+
+    /// What cannot be where nobody knows people's utilities, and where there are people instead of the desk's users.
+    fn check_recorded(&self, problems: &mut Problems) {
+        let profile = self.profile.as_ref();
+        if !self.is_recorded() {
+            if let Some(profile) = profile.filter(|profile| !profile.artefacts.is_empty()) {
+                problems.push(format!(
+                    "{}: users.worlds are of simulated users, who look at the desk's pictures, not those of profile `{}`; set \
+                     users.worlds = [\"recorded\"] (in the study's [profiles.{}]), or run it under `desk`",
+                    self.name,
+                    profile.name,
+                    profile.sections()
+                ));
+            }
+            return;
+        }
+        if self.users.worlds.len() > 1 {
+            problems.push(format!(
+                "{}: users.worlds: `recorded` users are people, and stand alone; give the others a study of their own",
+                self.name
+            ));
+        }
+        let unknown = "people's utilities are unknown where choices are recorded";
+        if self.knowledge.is_some() {
+            problems.push(format!(
+                "{}: [knowledge] is about true utilities and what is measured of the desk's pictures, and {unknown}; leave it \
+                 out",
+                self.name
+            ));
+        }
+        for method in self.methods.iter().filter(|method| method.features == Features::KnownUtilities) {
+            problems.push(format!(
+                "{}: methods.{}: `known-utilities`: {unknown}; leave it out (`only`)",
+                self.name, method.name
+            ));
+        }
     }
 
     fn check(&self, problems: &mut Problems) {
+        self.check_recorded(problems);
         let Groups { shots, learned, asked, .. } = self.groups;
         if self.schema != SCHEMA {
             problems.push(format!("{}: schema must be {SCHEMA}", self.name));
@@ -431,80 +499,16 @@ impl Identification {
         }
     }
 
+    /// The weights and data that it runs on.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] where it was not read with any.
+    pub fn profile(&self) -> Result<&Profile> {
+        self.profile.as_ref().ok_or_else(|| Error::Spec(format!("{}: has no profile", self.name)))
+    }
+
     /// The folder of its records under a results folder.
     pub fn folder(&self, results: &Path) -> PathBuf {
         results.join(&self.name).join(&self.label)
-    }
-
-    /// Its cells on this disk.
-    ///
-    /// # Errors
-    /// Where a file of weights or data is missing.
-    pub fn cells(&self, places: &Places) -> Result<Vec<Cell>> {
-        let mut digests = BTreeMap::new();
-        let mut digest = |name: &str, path: PathBuf| -> Result<(String, Digest)> {
-            let key = name.to_owned();
-            if !digests.contains_key(&key) {
-                digests.insert(key.clone(), file_digest(&path)?);
-            }
-            Ok((key.clone(), digests[&key].clone()))
-        };
-        let folder = self.folder(&places.results);
-        let mut cells = Vec::new();
-        for &world in &self.users.worlds {
-            for &separation in &self.groups.separations {
-                let here = Setting { world, separation };
-                let looked_at = |method: &&Method| method.only.is_empty() || method.only.contains(&here);
-                for method in self.methods.iter().filter(looked_at) {
-                    let mut needed =
-                        BTreeMap::from([digest("data/pairs", places.assets.join("desk/pairs.parquet"))?]);
-                    let model = match &method.features {
-                        Features::Embedding { .. } => Some(&self.embedding.model),
-                        Features::ClipDifference { model } => Some(model),
-                        Features::KnownUtilities => None,
-                    };
-                    if let Some(model) = model {
-                        let path = places.assets.join(model).join("model.safetensors");
-                        if matches!(method.features, Features::Embedding { .. }) {
-                            super::users::there(&path, "vlm")?;
-                        }
-                        needed.extend([digest(&format!("weights/{}", model.display()), path)?]);
-                    }
-                    let heads =
-                        if method.features == Features::KnownUtilities { &[][..] } else { &self.heads };
-                    let config = json!({
-                        "schema": SCHEMA,
-                        "users": {"seed": self.users.seed, "count": self.users.count,
-                                  "pairs_per_user": self.users.pairs_per_user, "world": world},
-                        "groups": {"seed": self.groups.seed, "shots": self.groups.shots,
-                                   "learned": self.groups.learned, "asked": self.groups.asked,
-                                   "separation": separation},
-                        "features": method.features,
-                        "embedding": match method.features {
-                            Features::Embedding { .. } => json!({
-                                "max_new_tokens": self.embedding.max_new_tokens,
-                                "template": Digest::of(crate::scenes::talk::FEW_SHOT.as_bytes()),
-                            }),
-                            _ => serde_json::Value::Null,
-                        },
-                        "heads": heads,
-                        "knowledge": self.knowledge,
-                        "digests": needed,
-                    });
-                    let name = row_method(&method.name, world, separation).replace(' ', ".");
-                    let id = format!("{name}.{}", &Digest::of(config.to_string().as_bytes()).hex()[..12]);
-                    cells.push(Cell {
-                        folder: folder.join("cells").join(&id),
-                        id,
-                        method: method.clone(),
-                        world,
-                        separation,
-                        config,
-                        digests: needed,
-                    });
-                }
-            }
-        }
-        Ok(cells)
     }
 }

@@ -1,7 +1,7 @@
 //! Experiment files to a plan of cells; every refusal happens here.
 //!
 //! A study is read in layers, each over the one before: the study that it `extends`, its own file, the profile's
-//! `[set]`, the study's `[released]` or the profile's and the study's `[quick]` where asked for, and each `--set key=value`. What is
+//! `[set]`, the study's own section for the profile, the study's `[released]` or the profile's and the study's `[quick]` where asked for, and each `--set key=value`. What is
 //! unknown is refused with file, line and the nearest known word; what is out of range, or missing on this disk, is
 //! refused before anything runs, all of it at once. What this module does not do: run anything, or print.
 
@@ -12,6 +12,7 @@ pub mod library;
 mod method;
 mod plan;
 mod profile;
+mod sections;
 mod settings;
 mod source;
 pub mod users;
@@ -34,6 +35,7 @@ pub use profile::{Cost, Precision, Profile, PublicReward};
 pub use settings::{Adapter, Data, Prompts, Rewards, Sample, Seeds, Train};
 pub use users::Users;
 
+use sections::Sections;
 use source::{Node, Problems, Sources, name_of};
 
 /// What somebody asked for on the command line.
@@ -174,13 +176,14 @@ impl Spec {
         if let Some(claims) = own_claims {
             tree.insert(Spanned::new(claims.span(), "claims".into()), claims);
         }
-        let (own_quick, released) = (take_table(&mut tree, "quick"), take_table(&mut tree, "released"));
+        let sections = profile.as_ref().map_or(profile_name, Profile::sections);
+        let sections = Sections::take(&mut tree, sections, &sources, &mut problems);
         let size = match request.size {
             Size::Standard => vec![],
-            Size::Quick => vec![quick, own_quick],
-            Size::Released => vec![released],
+            Size::Quick => vec![quick, sections.quick],
+            Size::Released => vec![sections.released],
         };
-        for layer in std::iter::once(set).chain(size) {
+        for layer in [set, sections.profile].into_iter().chain(size) {
             sources.merge(&mut tree, layer, &mut problems);
         }
         if profile.as_ref().is_some_and(|profile| profile.one_training) {
@@ -214,6 +217,32 @@ impl Spec {
         let further = further.map_or(&[][..], Seeds::get);
         seeds.extend(further.iter().filter(|seed| !self.data.noise_seeds.get().contains(seed)));
         seeds
+    }
+
+    /// The numbers of the prompts that a method makes images of under a condition.
+    pub fn prompts_of(&self, method: &Method, condition: &Condition) -> Vec<u32> {
+        let each = self.data.num_prompts;
+        match (&self.users, self.data.prompts) {
+            (Some(users), Prompts::Own) => users.own_prompts(method.role, condition, each),
+            _ => (0..each as u32).collect(),
+        }
+    }
+
+    /// Whether the image of a prompt is one of those that records keep.
+    pub fn keeps_image_of(&self, prompt: u64) -> bool {
+        let place = match self.data.prompts {
+            Prompts::Own => prompt % self.data.num_prompts.max(1) as u64,
+            Prompts::Validation | Prompts::Test => prompt,
+        };
+        place < self.data.kept_images as u64
+    }
+
+    /// What the prompts follow from, besides the pairs, where they are the captions of people's own choices.
+    pub fn own_prompts(&self) -> Option<serde_json::Value> {
+        let users = self.users.as_ref().filter(|_| self.data.prompts == Prompts::Own)?;
+        Some(
+            serde_json::json!({"people": users.identity(), "evaluated": users.evaluated, "pairs": self.data.pairs}),
+        )
     }
 
     /// The folder of the study's records under a results folder.
@@ -326,8 +355,9 @@ impl Reader<'_> {
         let (name, mut profile) = (name?, profile?);
         if let Some(users) = &users {
             methods.iter_mut().for_each(|method| users.expand(method));
-            // People see all that is measured.
-            let measured = crate::scenes::Measured::NAMES.into_iter();
+            // Simulated people see all that is measured; what others see, nobody knows.
+            let measured =
+                crate::scenes::Measured::NAMES.into_iter().filter(|_| users.choices.is_simulated());
             let further: Vec<String> =
                 measured.map(str::to_owned).filter(|name| !profile.measured.contains(name)).collect();
             profile.measured.extend(further);

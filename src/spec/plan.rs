@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::source::Problems;
-use super::{Captions, Conditioning, Cost, Labels, Method, Precision, Profile, Spec};
+use super::{Captions, Conditioning, Cost, Labels, Method, Precision, Profile, Prompts, Spec};
 use crate::data::pairs::Store;
 use crate::data::{Split, pick_a_pic, prompts, scores};
 use crate::error::{Error, Result};
@@ -311,13 +311,13 @@ impl Spec {
             digests.extend(problems.take(digest).map(|digest| (format!("weights/{name}"), digest)));
         }
         if let Some(users) = self.users.as_ref().filter(|_| self.methods.iter().any(Method::reads_choices)) {
-            let path = places.assets.join(&users.model).join("model.safetensors");
-            let digest = super::users::there(&path, "vlm").and_then(|()| weights_digest(&path, profile));
-            let digest = problems.take(digest);
+            let digest = problems.take(self.profile.reader_digest(&places.assets, &users.model));
             digests.extend(digest.map(|digest| (format!("weights/{}", users.model.display()), digest)));
         }
-        let trains = self.methods.iter().any(|method| method.objective.is_some());
-        for name in [trains.then_some("pairs"), Some(self.data.prompts.name())].into_iter().flatten() {
+        let (trains, own) =
+            (self.methods.iter().any(|method| method.objective.is_some()), self.data.prompts == Prompts::Own);
+        let needed = [(trains || own).then_some("pairs"), (!own).then_some(self.data.prompts.name())];
+        for name in needed.into_iter().flatten() {
             let Some(path) = problems.take(self.profile.data_in(&places.assets, name)) else { continue };
             let digest = present(&path, profile).and_then(|()| match name {
                 // What was fetched was checked against the lock: hundreds of gigabytes are not read again.
@@ -417,7 +417,10 @@ impl Spec {
         let noise_seeds = self.noise_seeds(method);
         let cell_digests: BTreeMap<String, Digest> = digests
             .iter()
-            .filter(|(name, _)| *name != "data/pairs" || training.is_some() || method.reads_choices())
+            .filter(|(name, _)| {
+                let own = self.data.prompts == Prompts::Own;
+                *name != "data/pairs" || training.is_some() || method.reads_choices() || own
+            })
             .filter(|(name, _)| !is_reader(name) || method.reads_choices())
             .map(|(name, digest)| (name.clone(), digest.clone()))
             .collect();
@@ -435,6 +438,9 @@ impl Spec {
             "digests": cell_digests,
         });
         let mut config = self.profile.complete(config);
+        if let Some(own) = self.own_prompts() {
+            config["own_prompts"] = own;
+        }
         if let (Captions::WithProfile, Some(users)) = (method.captions, &self.users) {
             config["captions"] = json!({"kind": method.captions, "people": users.identity()});
         }
@@ -447,7 +453,8 @@ impl Spec {
             train_key,
             config,
             digests: cell_digests,
-            rows: method.conditions.len() * self.data.num_prompts * noise_seeds.len(),
+            rows: method.conditions.iter().map(|user| self.prompts_of(method, user).len()).sum::<usize>()
+                * noise_seeds.len(),
         }
     }
 }

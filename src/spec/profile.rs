@@ -11,6 +11,7 @@ use crate::error::{Error, Result, nearest};
 use crate::hub::{self, Artefact, Hub, Located};
 use crate::reward::Published;
 use crate::reward_checkpoint;
+use crate::units::Digest;
 
 /// `experiments/profiles/<name>.toml`, less its `[set]` and `[quick]` layers, which change experiments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,6 +23,9 @@ pub struct Profile {
     pub name: String,
     /// What it is, in a sentence.
     pub title: String,
+    /// Whose sections of studies apply, `[profiles.NAME]`; absent: those of its own name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub like: Option<String>,
     /// The rewards that it has; each has weights of its own name, and where `-twin` follows, a twin.
     pub rewards: Vec<String>,
     /// Scores that are measured from pixels and need no weights.
@@ -106,6 +110,43 @@ impl Profile {
             config["pictures"] = serde_json::json!(pictures);
         }
         config
+    }
+
+    /// The name of the sections of studies that apply under it.
+    pub fn sections(&self) -> &str {
+        self.like.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Whether a model is called by the name of an artefact, not by a folder.
+    pub fn names_artefact(&self, model: &Path) -> bool {
+        model.to_str().is_some_and(|name| self.artefacts.contains_key(name))
+    }
+
+    /// The folder of a vision-language model: that of the artefact of this name where there is one, else one among the
+    /// assets.
+    ///
+    /// # Errors
+    /// Where the artefact was not fetched (with the command that does), or was changed.
+    pub fn reader_in(&self, assets: &Path, model: &Path) -> Result<PathBuf> {
+        match model.to_str().filter(|_| self.names_artefact(model)) {
+            Some(name) => Ok(self.locate(name, &Hub::from_env(hub::LOCK)?)?.root),
+            None => Ok(assets.join(model)),
+        }
+    }
+
+    /// The digest of the same model.
+    ///
+    /// # Errors
+    /// Where a file is missing (with the way to it) or damaged.
+    pub fn reader_digest(&self, assets: &Path, model: &Path) -> Result<Digest> {
+        match model.to_str().filter(|_| self.names_artefact(model)) {
+            Some(name) => Ok(self.locate(name, &Hub::from_env(hub::LOCK)?)?.digest()),
+            None => {
+                let path = assets.join(model).join("model.safetensors");
+                super::users::there(&path, "vlm")?;
+                super::weights_digest(&path, &self.name)
+            }
+        }
     }
 
     /// The models that a picture passes on its way into latents, of those that profiles name.

@@ -15,6 +15,8 @@ pub enum Prompts {
     Validation,
     /// For the published numbers; each look is logged.
     Test,
+    /// The captions of people's own held-out choices, so many of each evaluated user; each look is logged.
+    Own,
 }
 
 impl Prompts {
@@ -23,6 +25,7 @@ impl Prompts {
         match self {
             Self::Validation => "validation",
             Self::Test => "test",
+            Self::Own => "own",
         }
     }
 }
@@ -36,7 +39,7 @@ pub struct Data {
     pub pairs: Option<usize>,
     /// The prompt set.
     pub prompts: Prompts,
-    /// How many of its prompts, from the first.
+    /// How many of its prompts, from the first; of people's own, how many of each.
     #[serde(deserialize_with = "count")]
     pub num_prompts: usize,
     /// The noise seeds of each prompt, common to all methods: a number of them, or a list.
@@ -44,8 +47,8 @@ pub struct Data {
     /// Further noise seeds of the base alone: how its images of one prompt differ is the unit of effects.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread_seeds: Option<Seeds>,
-    /// How many prompts' images records keep for people to look at, from the first, under the first noise and
-    /// training seed.
+    /// How many prompts' images records keep for people to look at, from the first (of people's own: of each), under the
+    /// first noise and training seed.
     #[serde(default)]
     pub kept_images: usize,
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::scenes::tastes::Kind;
 
 const PAIRS: &[u8] = include_bytes!("../../tests/fixtures/data/mirror.parquet");
 const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/experiments");
@@ -75,9 +76,115 @@ fn a_study_of_another_kind_is_read_and_refused_with_its_place() {
         let message = read(&[set]).unwrap_err().to_string();
         assert!(message.contains(expected), "{set}: {message}");
     }
-    let paper = Request { profile: "paper".into(), ..request("fig2", &[]) };
-    let message = Identification::load(&paper).unwrap_err().to_string();
-    assert!(message.contains("profile `desk` alone"), "{message}");
+    let paper =
+        |set: &[&str]| Identification::load(&Request { profile: "paper".into(), ..request("fig2", set) });
+    let study = paper(&[]).unwrap();
+    assert!(study.is_recorded() && study.methods.len() == 3 && study.label == "paper");
+    for (set, part) in [
+        ("users.worlds=[\"shared\"]", "users.worlds are of simulated users"),
+        ("users.worlds=[\"recorded\", \"topics\"]", "stand alone"),
+        ("only=[\"bayes\"]", "methods.bayes: `known-utilities`"),
+        ("only=[\"base\"]", "only: no method named `base`"),
+        (
+            "knowledge={ seed = 1, folds = 2, epochs = 1, batch = 1, learning_rate = 0.1, weight_decay = 0.0 }",
+            "[knowledge]",
+        ),
+    ] {
+        let message = paper(&[set]).unwrap_err().to_string();
+        assert!(message.contains(part), "{set}: {message}");
+    }
+}
+
+#[test]
+fn what_needs_peoples_utilities_is_refused_where_choices_are_recorded() {
+    let load =
+        |set: &[&str]| Spec::load(&Request { profile: "paper".into(), ..request("users", set) }).unwrap();
+    let study = load(&[]);
+    let users = study.users.as_ref().unwrap();
+    assert_eq!((users.evaluated.of(Kind::Seen), users.evaluated.of(Kind::Unseen)), (277, 192));
+    assert_eq!((users.judges.len(), users.claims.len(), users.labelled), (1, 0, None));
+    assert!(!study.profile.measured.iter().any(|name| name == "alignment"));
+    let refused = |set: &[&str]| {
+        let mut problems = Problems::default();
+        load(set).check(&mut problems);
+        problems.into_lines().join("\n")
+    };
+    assert_eq!(refused(&[]), "");
+    for (set, part) in [
+        ("users.choices={ kind = \"simulated\" }", "[profiles.paper]"),
+        ("methods.ppd.conditioning={ kind = \"utilities\" }", "conditioning `utilities`"),
+        ("users.labelled={ seed = 1, users = 4 }", "not correctable"),
+        (
+            "users.claims=[{ id = \"a\", text = \"b\", method = \"ppd\", over = \"mismatched\", users = \"seen\", smallest_effect = 0.1 }]",
+            "users.claims are about true preferences",
+        ),
+        (
+            "users.judges.gpt-4o.judge={ kind = \"oracle\", bias = 0.0, noise = 0.0, seed = 1 }",
+            "an oracle says what is true",
+        ),
+        ("users.judges.gpt-4o.over=[\"farthest\"]", "over `farthest`"),
+        ("users.judges.gpt-4o.foresees=2", "held-out choices behind them"),
+        ("users.held_out=0", "users.held_out is 0"),
+        ("users.evaluated=200", "200 unseen users, expected 1 to 192"),
+        ("users.pairs_per_user=7", "expected at least 8"),
+    ] {
+        let message = refused(&[set]);
+        assert!(message.contains(part), "{set}: {message}");
+    }
+    let desk = Spec::load(&request("users", &["users.held_out=1"])).unwrap();
+    let mut problems = Problems::default();
+    desk.check(&mut problems);
+    assert!(problems.into_lines().join("\n").contains("users.held_out is for recorded choices"));
+}
+
+#[test]
+fn everybody_answers_captions_of_her_own_and_a_stranger_answers_them_too() {
+    let study = Spec::load(&Request {
+        profile: "paper".into(),
+        ..request("users", &["data.num_prompts=2", "users.held_out=2"])
+    })
+    .unwrap();
+    let users = study.users.as_ref().unwrap();
+    let of =
+        |method: &str, name: &str| study.prompts_of(study.method(method).unwrap(), &Condition::user(name));
+    assert_eq!(study.prompts_of(study.method("base").unwrap(), &Condition::none()).len(), 2 * 469);
+    assert_eq!(of("base-words", "user-3"), [6, 7]);
+    assert_eq!(of("base-words", "user-100001"), [2 * 278, 2 * 278 + 1]);
+    for kind in [Kind::Seen, Kind::Unseen] {
+        let who: Vec<i64> = users.evaluated(kind).collect();
+        for (user, stranger) in users.strangers(&who) {
+            let own = of("base-words", &format!("user-{user}"));
+            let of_stranger = of("ppd", &format!("user-{stranger}"));
+            assert!(own.iter().all(|prompt| of_stranger.contains(prompt)) && of_stranger.len() == 4);
+        }
+    }
+    assert!(study.keeps_image_of(4) && !study.keeps_image_of(5), "one of each user's two");
+}
+
+#[test]
+fn a_study_changes_under_a_profile_what_its_section_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(Path::new(FOLDER).join("table1.toml")).unwrap();
+    let write = |section: &str| {
+        let path = folder.path().join("own.toml");
+        std::fs::write(&path, format!("{text}\n[profiles.paper]\n{section}\n")).unwrap();
+        path.display().to_string()
+    };
+    let load = |section: &str, profile: &str| {
+        Spec::load(&Request { study: write(section), profile: profile.into(), ..Request::default() })
+    };
+    let section = "without = [\"data.spread_seeds\"]\n[profiles.paper.train]\nsteps = 7";
+    let (paper, desk) = (load(section, "paper").unwrap(), load(section, "desk").unwrap());
+    assert!(paper.methods.iter().all(|method| method.train.steps == 7) && paper.data.spread_seeds.is_none());
+    assert!(desk.methods.iter().all(|method| method.train.steps != 7) && desk.data.spread_seeds.is_some());
+    for (section, part) in [
+        ("without = [\"data.spread\"]", "the study has no `data.spread`"),
+        ("without = 3", "must be a list of keys"),
+        ("[profiles.paper.train]\nstops = 7", "unknown key `stops`"),
+    ] {
+        let message = load(section, "paper").unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    }
 }
 
 #[test]

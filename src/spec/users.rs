@@ -1,16 +1,22 @@
 //! `[users]`: the people of a real-user study, and the conditions that stand for them.
 
+mod recorded;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::method::{Condition, Method};
 use super::source::Problems;
 use crate::data::desk::users::{self, World};
 use crate::error::{Error, Result};
+use crate::scenes::talk;
 use crate::scenes::tastes::Kind;
-use crate::units::Seed;
+use crate::units::{Digest, Seed};
+
+pub use recorded::{Choosing, Evaluated};
 
 /// Who chooses, what of it is trained on, and whom images are made for.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,13 +24,16 @@ use crate::units::Seed;
 pub struct Users {
     /// Of tastes, choices and groups.
     pub seed: Seed,
-    /// What they look at.
+    /// Who chooses.
+    #[serde(default, skip_serializing_if = "Choosing::is_simulated")]
+    pub choices: Choosing,
+    /// What simulated users look at.
     pub world: World,
-    /// Users whose choices are trained on.
+    /// Users whose choices are trained on; where choices are recorded: those of them who are also looked at.
     pub seen: usize,
     /// Users of whom nothing is.
     pub unseen: usize,
-    /// Pairs that each chooses between.
+    /// Pairs that each chooses between; where choices are recorded: the most of one user that are learned from.
     pub pairs_per_user: usize,
     /// Choices that stand for a user where nothing else is said.
     pub shots: usize,
@@ -37,13 +46,20 @@ pub struct Users {
     /// Choices of a block: the most that a condition can ask for; absent: `shots`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub most_shots: Option<usize>,
+    /// Recorded choices of a further block behind the others, each under a caption that no other block has: what judges are
+    /// asked to foresee, and what images are made of under `prompts = "own"`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub held_out: usize,
     /// How often a choice is learned for the null user instead of her who chose.
     #[serde(default)]
     pub null_share: f64,
     /// Users of each kind that images are made for.
-    pub evaluated: usize,
-    /// The folder of the model that embeds, among the assets.
+    pub evaluated: Evaluated,
+    /// The model that embeds: its folder among the assets, or the name of the profile's artefact.
     pub model: PathBuf,
+    /// The words that it is asked in.
+    #[serde(default = "Words::desk", skip_serializing_if = "Words::is_desk")]
+    pub words: Words,
     /// The most tokens that it writes about a group.
     pub max_new_tokens: usize,
     /// Groups that are embedded at once.
@@ -107,15 +123,35 @@ pub struct Judge {
     pub over: Option<Vec<String>>,
 }
 
-/// The words that a judge is asked in.
+/// The words that a model is asked in.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Words {
-    /// `experiments/prompts/judge.txt`.
+    /// `experiments/prompts/judge.txt`; `experiments/prompts/few-shot.txt` for a model that embeds.
     #[default]
     Default,
-    /// `experiments/prompts/judge-desk.txt`, which the desk's own models were taught.
+    /// `experiments/prompts/judge-desk.txt`, or `few-shot-desk.txt`, which the desk's own models were taught.
     Desk,
+}
+
+impl Words {
+    /// What a model that embeds is asked, and where these words stand.
+    pub fn few_shot(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Default => {
+                (include_str!("../../experiments/prompts/few-shot.txt"), "experiments/prompts/few-shot.txt")
+            }
+            Self::Desk => (talk::FEW_SHOT, talk::FEW_SHOT_FILE),
+        }
+    }
+
+    pub(super) fn desk() -> Self {
+        Self::Desk
+    }
+
+    fn is_desk(&self) -> bool {
+        *self == Self::Desk
+    }
 }
 
 /// Users who say themselves what they prefer.
@@ -180,6 +216,8 @@ const UNSEEN: &str = "unseen-users";
 pub const MEAN_USER: &str = "mean-user";
 /// The user that choices of everybody are learned for.
 pub const NULL_USER: &str = "null-user";
+/// How judges' settings call images that were made for the user with the farthest taste.
+pub const FARTHEST: &str = "farthest";
 /// What a user's name begins with.
 const PREFIX: &str = "user-";
 
@@ -198,6 +236,10 @@ pub fn there(path: &Path, name: &str) -> Result<()> {
              folder that has it with --assets DIR"
         ),
     ))
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 fn one() -> usize {
@@ -253,7 +295,7 @@ pub fn condition(id: i64) -> Condition {
 impl Users {
     /// The identifiers of the users that images are made for.
     pub fn evaluated(&self, kind: Kind) -> impl Iterator<Item = i64> {
-        (0..self.evaluated).map(move |index| users::identifier(kind, index))
+        (0..self.evaluated.of(kind)).map(move |index| users::identifier(kind, index))
     }
 
     /// What trainings follow from: all but whom images are made for, what is claimed, and what is shown.
@@ -263,6 +305,9 @@ impl Users {
             fields.remove("evaluated");
             for reported in ["claims", "judges", "labelled", "showcase"] {
                 fields.remove(reported);
+            }
+            if self.words != Words::Desk {
+                fields.insert("few_shot".into(), json!(Digest::of(self.words.few_shot().0.as_bytes())));
             }
         }
         identity
@@ -302,17 +347,23 @@ impl Users {
     }
 
     pub(super) fn check(&self, study: &str, methods: &[Method], problems: &mut Problems) {
-        let most = self.seen.min(self.unseen);
-        if self.evaluated == 0 || self.evaluated > most {
-            problems.push(format!("{study}: users.evaluated is {}, expected 1 to {most}", self.evaluated));
+        for (kind, name, most) in [(Kind::Seen, "seen", self.seen), (Kind::Unseen, "unseen", self.unseen)] {
+            let evaluated = self.evaluated.of(kind);
+            if !(1..=most).contains(&evaluated) {
+                problems.push(format!(
+                    "{study}: users.evaluated is {evaluated} {name} users, expected 1 to {most} (users.{name})"
+                ));
+            }
         }
+        self.check_recorded(study, methods, problems);
         // Blocks make images; of two further groups, each can stand for the user while the other is learned from.
         let largest = self.learned_shots().into_iter().max().unwrap_or(self.shots);
-        let least = self.draws * self.block() + 2 * largest;
+        let blocks = if self.choices.is_simulated() { self.draws } else { 0 };
+        let least = blocks * self.block() + 2 * largest;
         if self.pairs_per_user < least {
             problems.push(format!(
-                "{study}: users.pairs_per_user is {}, expected at least {least}: users.draws blocks of {} and two groups of \
-                 {largest}",
+                "{study}: users.pairs_per_user is {}, expected at least {least}: {blocks} blocks of {} (users.draws) and two \
+                 groups of {largest}",
                 self.pairs_per_user,
                 self.block()
             ));
@@ -345,11 +396,16 @@ impl Users {
             problems.push(format!("{study}: users.batch and users.max_new_tokens must be at least 1"));
         }
         for judge in &self.judges {
-            let most = judge.block.max(judge.foresees);
-            if most >= self.draws || judge.shots > self.block() || judge.block == judge.foresees {
+            let blocks = self.draws + usize::from(self.held_out > 0);
+            if judge.block >= self.draws
+                || judge.foresees >= blocks
+                || judge.shots > self.block()
+                || judge.block == judge.foresees
+            {
                 problems.push(format!(
                     "{study}: users.judges: {}: shown {} choices of block {}, asked about block {}: expected two of the {} \
-                     blocks of {} (users.draws, users.most_shots)",
+                     blocks of {} (users.draws, users.most_shots), or to be asked about the held-out choices behind them \
+                     (users.held_out)",
                     judge.name, judge.shots, judge.block, judge.foresees, self.draws, self.block()
                 ));
             }
@@ -372,12 +428,12 @@ impl Users {
             }
         }
         if let Some(labelled) = self.labelled
-            && !(2..=2 * self.evaluated).contains(&labelled.users)
+            && !(2..=self.evaluated.all()).contains(&labelled.users)
         {
             problems.push(format!(
                 "{study}: users.labelled.users is {}, expected 2 to {}",
                 labelled.users,
-                2 * self.evaluated
+                self.evaluated.all()
             ));
         }
         if self.showcase.is_some_and(|showcase| showcase.users == 0 || showcase.prompts == 0) {

@@ -77,6 +77,7 @@ const PAIRS: &[(&str, &str, &str)] = &[
     ("judge", "vlm", "one of the judges is a vision-language model"),
     ("checkpoint", "weights", "a checkpoint is a weight file with a position"),
     ("data", "image", "a pair holds encoded pictures"),
+    ("data", "record", "what is known of pictures is replaced whole"),
     ("hub", "provenance", "a disk without room is refused before a download; files are digested"),
     ("hub", "record", "its lock is replaced whole"),
 ];

@@ -16,6 +16,7 @@ mod llava_onevision;
 mod local_hub;
 mod objective;
 mod paper;
+mod paper_people;
 mod people;
 mod pictures;
 mod pipeline;

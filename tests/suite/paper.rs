@@ -10,7 +10,7 @@ use ppd::image::{self, Format};
 use ppd::pixels::Image;
 
 use crate::local_hub::LocalHub;
-use crate::{decoder, pipeline, seeded};
+use crate::{decoder, llava_onevision, pipeline, seeded};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
 /// Pairs of the data set, in two files.
@@ -18,7 +18,7 @@ const PAIRS: usize = 14;
 /// The pair of which a picture cannot be decoded.
 const BROKEN: usize = 7;
 
-fn fixture(name: &str) -> PathBuf {
+pub fn fixture(name: &str) -> PathBuf {
     Path::new(FIXTURES).join(name)
 }
 
@@ -51,22 +51,25 @@ fn pairs(path: &Path, numbers: std::ops::Range<usize>) {
     writer.finish().unwrap();
 }
 
-/// A hub with everything that the profile names.
-fn hub(scratch: &Path) -> LocalHub {
+/// Publishes a folder's files.
+pub fn publish(hub: &LocalHub, repository: &str, root: &Path) {
+    let entries = walkdir::WalkDir::new(root).sort_by_file_name().into_iter().map(Result::unwrap);
+    let files: Vec<(String, Vec<u8>)> = entries
+        .filter(|entry| entry.file_type().is_file())
+        .map(|entry| {
+            let name = entry.path().strip_prefix(root).unwrap().to_string_lossy().into_owned();
+            (name, std::fs::read(entry.path()).unwrap())
+        })
+        .collect();
+    let files: Vec<(&str, &[u8])> =
+        files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    hub.publish(repository, &files);
+}
+
+/// A hub with everything that the profile names but the pairs.
+pub fn hub(scratch: &Path) -> LocalHub {
     let hub = LocalHub::start();
-    let publish = |repository: &str, root: &Path| {
-        let entries = walkdir::WalkDir::new(root).sort_by_file_name().into_iter().map(Result::unwrap);
-        let files: Vec<(String, Vec<u8>)> = entries
-            .filter(|entry| entry.file_type().is_file())
-            .map(|entry| {
-                let name = entry.path().strip_prefix(root).unwrap().to_string_lossy().into_owned();
-                (name, std::fs::read(entry.path()).unwrap())
-            })
-            .collect();
-        let files: Vec<(&str, &[u8])> =
-            files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-        hub.publish(repository, &files);
-    };
+    let publish = |repository: &str, root: &Path| publish(&hub, repository, root);
     let folder = |name: &str| {
         let folder = scratch.join(name);
         std::fs::create_dir_all(&folder).unwrap();
@@ -101,11 +104,8 @@ fn hub(scratch: &Path) -> LocalHub {
     let root = reward("aesthetic", "sac+logos+ava1-l14-linearMSE.safetensors", &[]);
     publish("models/christophschuhmann/improved-aesthetic-predictor", &root);
 
-    let root = folder("pairs");
-    std::fs::create_dir(root.join("data")).unwrap();
-    pairs(&root.join("data/train-00000-of-00002.parquet"), 0..9);
-    pairs(&root.join("data/train-00001-of-00002.parquet"), 9..PAIRS);
-    publish("datasets/liuhuohuo2/pick-a-pic-v2", &root);
+    let vlm = llava_onevision::repository();
+    publish("models/llava-hf/llava-onevision-qwen2-7b-ov-hf", vlm.path());
     let table = "Prompt\tCategory\tChallenge\tNote\na red square on a wooden table\tArts\tBasic\t\nOil painting of a \
                  dog, 8k\tAnimals\tBasic\t\n";
     hub.publish("datasets/google-research/parti", &[("prompts.tsv", table.as_bytes())]);
@@ -113,13 +113,13 @@ fn hub(scratch: &Path) -> LocalHub {
 }
 
 /// A folder to run in, with the hub's address in the environment.
-struct Run<'a> {
-    root: &'a Path,
-    hub: &'a LocalHub,
+pub struct Run<'a> {
+    pub root: &'a Path,
+    pub hub: &'a LocalHub,
 }
 
 impl Run<'_> {
-    fn ppd(&self, arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
+    pub fn ppd(&self, arguments: &[&str], environment: &[(&str, &str)]) -> (i32, String, String) {
         let output = Command::new(env!("CARGO_BIN_EXE_ppd"))
             .current_dir(self.root)
             .args(arguments)
@@ -148,6 +148,11 @@ fn the_papers_study_runs_from_the_hub_to_the_table() {
     let scratch = tempfile::tempdir().unwrap();
     let root = tempfile::tempdir().unwrap();
     let hub = hub(scratch.path());
+    let data = scratch.path().join("pairs");
+    std::fs::create_dir_all(data.join("data")).unwrap();
+    pairs(&data.join("data/train-00000-of-00002.parquet"), 0..9);
+    pairs(&data.join("data/train-00001-of-00002.parquet"), 9..PAIRS);
+    publish(&hub, "datasets/liuhuohuo2/pick-a-pic-v2", &data);
     let run = Run { root: root.path(), hub: &hub };
     std::fs::create_dir(root.path().join("experiments")).unwrap();
     std::fs::copy(fixture("paper_tiny/paper-tiny.toml"), root.path().join("paper-tiny.toml")).unwrap();

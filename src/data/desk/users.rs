@@ -126,7 +126,7 @@ pub struct Config {
 }
 
 /// The first identifier of an unseen user.
-const FIRST_UNSEEN: i64 = 100_000;
+pub const FIRST_UNSEEN: i64 = 100_000;
 
 /// The identifier of user `index` of a kind, as in Pick-a-Pic's `user_id`.
 pub fn identifier(kind: Kind, index: usize) -> i64 {

@@ -182,6 +182,63 @@ impl Batches {
         Ok(Some(rows))
     }
 
+    /// The row of this number, which lies ahead or is the next.
+    ///
+    /// # Errors
+    /// As [`Batches::open`], and where the file has no such row.
+    pub fn at(&mut self, row: usize) -> Result<Vec<Preference>> {
+        self.pass(row)?;
+        let most = std::mem::replace(&mut self.most, 1);
+        let rows = self.next().transpose();
+        self.most = most;
+        Ok(rows?.unwrap_or_default())
+    }
+
+    /// Goes on to row `start`, which lies ahead or is the next: what lies between is not decoded.
+    ///
+    /// # Errors
+    /// Where the file has no such row, or is damaged.
+    fn pass(&mut self, start: usize) -> Result<()> {
+        while self.row < start {
+            let ahead = start - self.row;
+            if self.left_in_group == 0 && self.next_group < self.reader.num_row_groups() {
+                let rows = self.reader.metadata().row_group(self.next_group).num_rows().max(0) as usize;
+                if rows <= ahead {
+                    self.next_group += 1;
+                    self.row += rows;
+                    continue;
+                }
+            }
+            if !self.open_group()? {
+                return Err(Error::data(
+                    &self.path,
+                    format!(
+                        "row {start} is asked for, and the file has {}: rows were removed meanwhile",
+                        self.row
+                    ),
+                ));
+            }
+            let count = ahead.min(self.left_in_group);
+            for (open, place) in self.open.iter_mut().zip(&self.places) {
+                let passed = guarded(|| skip(open, count));
+                passed.map_err(|error| {
+                    Error::data(
+                        &self.path,
+                        format!(
+                            "column {:?}, rows {} and on: cannot be passed over ({error}); the file is damaged: fetch or \
+                             make it again",
+                            place.column.name(),
+                            self.row
+                        ),
+                    )
+                })?;
+            }
+            self.left_in_group -= count;
+            self.row += count;
+        }
+        Ok(())
+    }
+
     fn bad_row(&self, offset: usize, column: &str, expected: &str, found: &str) -> Error {
         let row = self.row + offset;
         Error::data(
@@ -360,6 +417,24 @@ fn describe(leaf: &ColumnDescriptor) -> String {
     match leaf.logical_type_ref() {
         Some(logical) => format!("{list}{} ({logical:?})", leaf.physical_type()),
         None => format!("{list}{}", leaf.physical_type()),
+    }
+}
+
+/// Passes over the next `count` rows of a column.
+fn skip(reader: &mut ColumnReader, count: usize) -> Result<(), String> {
+    let passed = match reader {
+        ColumnReader::BoolColumnReader(typed) => typed.skip_records(count),
+        ColumnReader::Int32ColumnReader(typed) => typed.skip_records(count),
+        ColumnReader::Int64ColumnReader(typed) => typed.skip_records(count),
+        ColumnReader::Int96ColumnReader(typed) => typed.skip_records(count),
+        ColumnReader::FloatColumnReader(typed) => typed.skip_records(count),
+        ColumnReader::DoubleColumnReader(typed) => typed.skip_records(count),
+        ColumnReader::ByteArrayColumnReader(typed) => typed.skip_records(count),
+        ColumnReader::FixedLenByteArrayColumnReader(typed) => typed.skip_records(count),
+    };
+    match passed.map_err(|error| error.to_string())? {
+        passed if passed == count => Ok(()),
+        passed => Err(format!("expected {count} more rows, got {passed}")),
     }
 }
 
