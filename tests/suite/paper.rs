@@ -105,6 +105,7 @@ pub fn hub(scratch: &Path) -> LocalHub {
     publish("models/christophschuhmann/improved-aesthetic-predictor", &root);
 
     let vlm = llava_onevision::repository();
+    std::fs::write(vlm.path().join("merges.txt"), "#version: 0.2\n").unwrap();
     publish("models/llava-hf/llava-onevision-qwen2-7b-ov-hf", vlm.path());
     let table = "Prompt\tCategory\tChallenge\tNote\na red square on a wooden table\tArts\tBasic\t\nOil painting of a \
                  dog, 8k\tAnimals\tBasic\t\n";
