@@ -111,6 +111,7 @@ impl<'a> Identifier<'a> {
         source: &Source<'a>,
         assets: &'a Path,
         workers: &'a Workers,
+        progress: &Progress,
     ) -> Result<Self> {
         let album = Album::open(source.path, source.digest.clone())?;
         let mut pairs = album.load()?;
@@ -123,9 +124,8 @@ impl<'a> Identifier<'a> {
             };
             study.groups.separations.iter().all(fits)
         };
-        let who = (study.users.seed, study.users.count);
-        let people =
-            recorded::with_most(&pairs, &album, &mut states, who, study.users.pairs_per_user, enough)?;
+        let who = (study.users.seed, study.users.count, study.users.pairs_per_user);
+        let people = recorded::with_enough(&pairs, (&album, &mut states), who, enough, progress)?;
         drop(states);
         let mut captions = BTreeMap::new();
         let choices: Vec<Vec<Choice>> = people

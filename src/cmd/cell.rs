@@ -146,7 +146,8 @@ impl<'a> Laboratory<'a> {
     fn train(&self, cell: &Cell, key: &str, folder: &Path, progress: &Progress) -> Result<Trained> {
         let collective = &*self.compute.collective;
         let prepare = || {
-            let (settings, mut examples) = (self.settings(cell, progress)?, self.examples(cell, progress)?);
+            let settings = self.settings(cell, self.user_width(cell, progress)?)?;
+            let mut examples = self.examples(cell, progress)?;
             let pairs = self.pairs()?;
             examples.retain(|example| !pairs.broken.contains(&example.pair));
             if !pairs.broken.is_empty() {
@@ -215,7 +216,16 @@ impl<'a> Laboratory<'a> {
         Ok(store)
     }
 
-    fn settings(&self, cell: &Cell, progress: &Progress) -> Result<train::Settings> {
+    /// The width of the vector that a method's user branch is told.
+    fn user_width(&self, cell: &Cell, progress: &Progress) -> Result<usize> {
+        Ok(match cell.method.conditioning {
+            Conditioning::OneHot => self.plan.spec.rewards.users.len(),
+            Conditioning::None | Conditioning::Constant => 1,
+            people => self.people(progress)?.width(people),
+        })
+    }
+
+    fn settings(&self, cell: &Cell, user_width: usize) -> Result<train::Settings> {
         let method = &cell.method;
         let objective = method.objective.ok_or_else(|| {
             Error::Spec(format!("methods.{}: has a training but no objective", method.name))
@@ -224,11 +234,7 @@ impl<'a> Laboratory<'a> {
         Ok(train::Settings {
             objective,
             adapter: adapter::Config {
-                user_width: match method.conditioning {
-                    Conditioning::OneHot => self.plan.spec.rewards.users.len(),
-                    Conditioning::None | Conditioning::Constant => 1,
-                    people => self.people(progress)?.width(people),
-                },
+                user_width,
                 num_tokens: method.adapter.user_tokens,
                 token_width: method.adapter.token_width,
                 projector_bias: method.adapter.projector_bias,
@@ -311,7 +317,7 @@ impl<'a> Laboratory<'a> {
             let (prompt, seed) = (request.index as u32, request.seed.get());
             Key::new(&method.name, &name, cell.train_seed.get(), prompt, seed)
         };
-        let prompts = self.prompts()?;
+        let prompts = self.prompts(progress)?;
         let asked: Vec<(u32, &str)> = spec
             .prompts_of(method, condition)
             .into_iter()
@@ -411,13 +417,15 @@ impl<'a> Laboratory<'a> {
     }
 
     /// Who chose what.
-    fn choices(&self) -> Result<&Choices> {
-        get_or_open(&self.choices, || people::choices(self.plan))
+    pub(super) fn choices(&self, progress: &Progress) -> Result<&Choices> {
+        get_or_open(&self.choices, || people::choices(self.plan, progress))
     }
 
     /// The people of the study's `[users]`.
     fn people(&self, progress: &Progress) -> Result<&People> {
-        get_or_open(&self.people, || people::people(self.plan, self.choices()?, self.compute, progress))
+        get_or_open(&self.people, || {
+            people::people(self.plan, self.choices(progress)?, self.compute, progress)
+        })
     }
 
     fn base(&self) -> Result<&Base> {
@@ -441,11 +449,11 @@ impl<'a> Laboratory<'a> {
     }
 
     /// The texts of all prompts, by their numbers.
-    fn prompts(&self) -> Result<&Vec<String>> {
+    fn prompts(&self, progress: &Progress) -> Result<&Vec<String>> {
         get_or_open(&self.prompts, || {
             let data = &self.plan.spec.data;
             if let (Prompts::Own, Some(users)) = (data.prompts, &self.plan.spec.users) {
-                return self.choices()?.own_prompts(users, data.num_prompts);
+                return self.choices(progress)?.own_prompts(users, data.num_prompts);
             }
             let path = self.plan.data(data.prompts.name())?;
             let prompts = prompts::read(&path)?.prompts;

@@ -217,7 +217,23 @@ fn weights(global: &Global) -> anyhow::Result<Vec<Finding>> {
         needs.push(format!("`ppd fetch --profile {} --only {}`", profile.name, absent.join(" ")));
     }
     let needs = needs.join("; ");
-    Ok(vec![Finding::new(format!("profile {}", profile.name), found, needs).required()])
+    let mut findings = vec![Finding::new(format!("profile {}", profile.name), found, needs).required()];
+    // What some studies need and others do not: pairs to train on, the model that embeds people's choices.
+    let on_request = profile.artefacts.iter().filter(|(_, artefact)| artefact.on_request);
+    let (here, absent): (Vec<&str>, Vec<&str>) =
+        on_request.map(|(name, _)| name.as_str()).partition(|name| profile.locate(name, &hub).is_ok());
+    if !(here.is_empty() && absent.is_empty()) {
+        findings.push(Finding::new(
+            format!("profile {}, on request", profile.name),
+            (!here.is_empty()).then(|| here.join(", ")),
+            format!(
+                "`ppd fetch --profile {} --only NAME`, where a study asks for one of {}",
+                profile.name,
+                absent.join(", ")
+            ),
+        ));
+    }
+    Ok(findings)
 }
 
 /// Which keys `value_of` knows.

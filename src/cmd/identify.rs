@@ -18,10 +18,11 @@ const NO_NOISE: u64 = 0;
 pub(super) fn run(global: &Global, study: &str) -> anyhow::Result<Verdict> {
     let study = Identification::load(&global.request(study))?;
     let places = global.places();
-    let cells = study.cells(&places)?;
     if global.dry_run {
-        return show(&study, &cells, global);
+        let (cells, wanting) = study.outline(&places)?;
+        return show(&study, &cells, &wanting, global);
     }
+    let cells = study.cells(&places)?;
     let pending: Vec<&Cell> = cells.iter().filter(|cell| !cell.is_complete()).collect();
     let done = pending.len();
     if !pending.is_empty() {
@@ -36,7 +37,7 @@ pub(super) fn run(global: &Global, study: &str) -> anyhow::Result<Verdict> {
         let identifier = match digest.filter(|_| study.is_recorded()) {
             Some(digest) => {
                 let source = Source { path: &pairs, digest, most: None, cache: &places.cache };
-                Identifier::recorded(&study, &source, &places.assets, workers)?
+                Identifier::recorded(&study, &source, &places.assets, workers, &progress)?
             }
             None => {
                 let pairs = pick_a_pic::read(&pairs, Columns::All)?;
@@ -114,13 +115,21 @@ pub(super) fn render(study: &Identification, global: &Global) -> anyhow::Result<
 }
 
 /// Prints the plan.
-fn show(study: &Identification, cells: &[Cell], global: &Global) -> anyhow::Result<Verdict> {
+fn show(
+    study: &Identification,
+    cells: &[Cell],
+    wanting: &[String],
+    global: &Global,
+) -> anyhow::Result<Verdict> {
     if global.json {
         let cells: Vec<_> = cells
             .iter()
             .map(|cell| serde_json::json!({"id": cell.id, "complete": cell.is_complete()}))
             .collect();
-        println!("{:#}", serde_json::json!({"study": study.name, "profile": study.label, "cells": cells}));
+        let told = serde_json::json!({
+            "study": study.name, "profile": study.label, "cells": cells, "wanting": wanting,
+        });
+        println!("{told:#}");
         return Ok(Verdict::Done);
     }
     println!("{} · {} · profile {}", study.name, study.title, study.label);
@@ -131,5 +140,6 @@ fn show(study: &Identification, cells: &[Cell], global: &Global) -> anyhow::Resu
         "{} users, {} groups of {} to learn from and {} to ask about each; no judge is asked",
         study.users.count, study.groups.learned, study.groups.shots, study.groups.asked
     );
+    super::reproduce::print_wanting(wanting, study.profile()?);
     Ok(Verdict::Done)
 }

@@ -37,7 +37,7 @@ pub(super) fn run(plan: &Plan, global: &Global, progress: &Progress) -> Result<(
     let Some(spec) = plan.spec.users.as_ref().filter(|users| !users.judges.is_empty()) else { return Ok(()) };
     let study = Study::load(Design::of(&plan.spec)?, &plan.folder)?;
     let own_prompts = plan.spec.data.prompts == Prompts::Own;
-    let bench = Bench::new((spec, own_prompts), &study, super::people::choices(plan)?)?;
+    let bench = Bench::new((spec, own_prompts), &study, super::people::choices(plan, progress)?)?;
     for judge in &spec.judges {
         progress.enter(&format!("judge {}", judge.name));
         let folder = plan.folder.join(FOLDER).join(&judge.name);

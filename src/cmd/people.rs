@@ -22,7 +22,7 @@ fn users(plan: &Plan) -> Result<&Users> {
 ///
 /// # Errors
 /// As [`Choices::gather`].
-pub(super) fn choices(plan: &Plan) -> Result<Choices> {
+pub(super) fn choices(plan: &Plan, progress: &Progress) -> Result<Choices> {
     let users = users(plan)?;
     let path = plan.data("pairs")?;
     let digest = plan.cells.iter().find_map(|cell| cell.digests.get("data/pairs"));
@@ -30,7 +30,7 @@ pub(super) fn choices(plan: &Plan) -> Result<Choices> {
         Error::Spec(format!("{}: no cell names the pairs that people chose between", plan.spec.name))
     })?;
     let (most, cache) = (plan.spec.data.pairs, plan.places.cache.as_path());
-    Choices::gather(users, &Source { path: &path, digest, most, cache })
+    Choices::gather(users, &Source { path: &path, digest, most, cache }, progress)
 }
 
 /// What is made of it for the plan's methods.

@@ -9,7 +9,7 @@ use crate::collective::{self, Collective};
 use crate::error::Error;
 use crate::launch::{Session, local, local::Outcome};
 use crate::report::study::Design;
-use crate::spec::{Estimate, Identification, Method, Plan, Spec, library};
+use crate::spec::{Estimate, Identification, Method, Plan, Profile, Spec, library};
 use crate::units::Digest;
 
 /// What the two commands take besides the options of every command.
@@ -123,15 +123,20 @@ fn show(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
             }
         }
     }
-    if !plan.wanting.is_empty() {
-        println!("\nwanting, so that the names of cells are provisional:");
-        plan.wanting.iter().for_each(|line| println!("  - {line}"));
-        if !plan.spec.profile.artefacts.is_empty() {
-            let profile = &plan.spec.profile.name;
-            println!("sizes and licences: `ppd fetch --profile {profile} --dry-run`");
-        }
-    }
+    print_wanting(&plan.wanting, &plan.spec.profile);
     Ok(Verdict::Done)
+}
+
+/// Prints what is wanting before a study can run, and how to see what it would take.
+pub(super) fn print_wanting(wanting: &[String], profile: &Profile) {
+    if wanting.is_empty() {
+        return;
+    }
+    println!("\nwanting, so that the names of cells are provisional:");
+    wanting.iter().for_each(|line| println!("  - {line}"));
+    if !profile.artefacts.is_empty() {
+        println!("sizes and licences: `ppd fetch --profile {} --dry-run`", profile.name);
+    }
 }
 
 /// Where an estimate's costs come from.
@@ -242,6 +247,11 @@ fn execute(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
         collective::check(method.train.pairs_per_step, compute.collective.world_size())?;
     }
     same_plan(plan, &*compute.collective)?;
+    let recorded = plan.spec.users.as_ref().is_some_and(|users| !users.choices.is_simulated());
+    if recorded && !plan.pending().is_empty() {
+        // Where too few people chose often enough, nothing is trained for nothing.
+        laboratory.choices(&progress)?;
+    }
     if compute.collective.rank() > 0 {
         laboratory.follow(&progress)?;
         return Ok(Verdict::Done);

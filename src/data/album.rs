@@ -9,6 +9,7 @@ use crate::data::pairs::Store;
 use crate::data::{Preference, Split};
 use crate::error::{Error, Result};
 use crate::pixels::Image;
+use crate::progress::Progress;
 use crate::record::replace_file;
 use crate::units::Digest;
 
@@ -44,8 +45,9 @@ impl State {
     }
 }
 
-/// Pairs that are looked at together.
+/// Pairs that are looked at together, and between two writings of what was found.
 const TOGETHER: usize = 64;
+const KEPT_EVERY: usize = 1 << 14;
 
 impl Album {
     /// The pairs at `path`; `digest` is theirs.
@@ -140,24 +142,29 @@ impl<'a> States<'a> {
         Ok(Self { album, file, known })
     }
 
-    /// The states of pairs by their places, in the order asked for.
+    /// The states of pairs by their places, in the order asked for. What was found out is kept now and then.
     ///
     /// # Errors
-    /// Where pairs cannot be read.
-    pub fn of(&mut self, places: &[usize]) -> Result<Vec<State>> {
+    /// Where pairs cannot be read, and where the work is to stop.
+    pub fn of(&mut self, places: &[usize], progress: &Progress) -> Result<Vec<State>> {
         let mut unknown: Vec<usize> =
             places.iter().copied().filter(|place| !self.known.contains_key(place)).collect();
         unknown.sort_unstable();
         unknown.dedup();
         if !unknown.is_empty() {
-            let found = self.album.states(&unknown)?;
-            self.known.extend(unknown.into_iter().zip(found));
+            progress.begin("look at pictures", unknown.len());
+        }
+        for part in unknown.chunks(KEPT_EVERY) {
+            progress.check()?;
+            let found = self.album.states(part)?;
+            self.known.extend(part.iter().copied().zip(found));
             let lines: String =
                 self.known.iter().map(|(place, state)| format!("{place},{}\n", state.name())).collect();
             if let Some(folder) = self.file.parent() {
                 std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
             }
             replace_file(&self.file, lines.as_bytes())?;
+            progress.advance(part.len());
         }
         Ok(places.iter().map(|place| self.known[place]).collect())
     }
@@ -207,7 +214,7 @@ mod tests {
         let cache = folder.path().join("cache");
         for _ in 0..2 {
             let mut states = States::open(&album, &cache).unwrap();
-            let found = states.of(&[6, 5, 4, 3]).unwrap();
+            let found = states.of(&[6, 5, 4, 3], &Progress::silent()).unwrap();
             assert_eq!(found, [State::Whole, State::Broken, State::Whole, State::SizesDiffer]);
         }
         let file = std::fs::read_dir(cache.join("pictures")).unwrap().next().unwrap().unwrap().path();
@@ -233,6 +240,6 @@ mod tests {
         let pictures = album.pictures(&[1, 3]).unwrap();
         assert_eq!(pictures.iter().map(|[a, _]| a.width()).collect::<Vec<_>>(), [2, 4]);
         let mut states = States::open(&album, &folder.path().join("cache")).unwrap();
-        assert_eq!(states.of(&[0, 2]).unwrap(), [State::Whole, State::Broken]);
+        assert_eq!(states.of(&[0, 2], &Progress::silent()).unwrap(), [State::Whole, State::Broken]);
     }
 }

@@ -17,6 +17,7 @@ use crate::data::census::{Census, Policy};
 use crate::data::desk::users::{Choice, FIRST_UNSEEN, identifier};
 use crate::data::splits::{self, Part, Row};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 use crate::rng::stream;
 use crate::scenes::tastes::Kind;
 use crate::units::Seed;
@@ -82,9 +83,9 @@ pub type Everybody = BTreeMap<i64, Of>;
 /// [`Error::Data`] where too few users have enough choices, with how many have how many; where pairs cannot be read.
 pub fn gather(
     pairs: &[Preference],
-    album: &Album,
-    states: &mut States,
+    (album, states): (&Album, &mut States),
     config: &Config,
+    progress: &Progress,
 ) -> Result<Everybody> {
     let by_part = by_part(pairs, album, config)?;
     let mut drawn = Everybody::new();
@@ -107,7 +108,7 @@ pub fn gather(
             if unknown.is_empty() {
                 break users;
             }
-            let found = states.of(&unknown)?;
+            let found = states.of(&unknown, progress)?;
             known.extend(unknown.into_iter().zip(found));
         };
         if users.len() < wanted {
@@ -122,7 +123,7 @@ pub fn gather(
             drawn.insert(number, of);
         }
     }
-    learned(by_part.get(&Part::Train), states, config, &mut drawn)?;
+    learned(by_part.get(&Part::Train), states, config, (&mut drawn, progress))?;
     Ok(drawn)
 }
 
@@ -199,7 +200,12 @@ fn pick(
 }
 
 /// Puts what is learned beside those who are looked at, and everybody else who is learned from behind them.
-fn learned(train: Option<&Owned>, states: &mut States, config: &Config, drawn: &mut Everybody) -> Result<()> {
+fn learned(
+    train: Option<&Owned>,
+    states: &mut States,
+    config: &Config,
+    (drawn, progress): (&mut Everybody, &Progress),
+) -> Result<()> {
     let Some(train) = train else { return Ok(()) };
     let mut kept: Vec<(i64, &[Place])> = train.iter().map(|(user, own)| (*user, own.as_slice())).collect();
     // Broken pictures are found among what would be used, and others take their places.
@@ -215,8 +221,15 @@ fn learned(train: Option<&Owned>, states: &mut States, config: &Config, drawn: &
         if unknown.is_empty() {
             break;
         }
-        let found = states.of(&unknown)?;
+        let found = states.of(&unknown, progress)?;
         known.extend(unknown.into_iter().zip(found));
+    }
+    let broken = known.values().filter(|state| **state == State::Broken).count();
+    if broken > 0 {
+        progress.note(&format!(
+            "{broken} of {} pairs that people chose between have a picture that cannot be decoded; others take their places",
+            known.len()
+        ));
     }
     let numbers: BTreeMap<i64, i64> = drawn.iter().map(|(number, of)| (of.user_id, *number)).collect();
     kept.sort_by_key(|(user, _)| (numbers.get(user).copied().unwrap_or(i64::MAX), *user));
@@ -265,18 +278,17 @@ fn too_few(album: &Album, own: &Owned, (kind, got, wanted): (Kind, usize, usize)
     )
 }
 
-/// Users with at least `least` choices of their own, out of all that can be used: `count` of them, drawn by the seed, each with
-/// at most `most`, in an order of her own. Nothing is held out.
+/// Users with `enough` choices of their own, out of all that can be used: `count` of them, drawn by the seed, each with at most
+/// `most`, in an order of her own. Nothing is held out.
 ///
 /// # Errors
 /// As [`gather`].
-pub fn with_most(
+pub fn with_enough(
     pairs: &[Preference],
-    album: &Album,
-    states: &mut States,
-    (seed, count): (Seed, usize),
-    most: usize,
+    (album, states): (&Album, &mut States),
+    (seed, count, most): (Seed, usize, usize),
     enough: impl Fn(&[Choice]) -> bool,
+    progress: &Progress,
 ) -> Result<Vec<Of>> {
     let mut census = Census::new(Policy::default());
     let mut owned: Owned = BTreeMap::new();
@@ -321,7 +333,7 @@ pub fn with_most(
                 ),
             ));
         }
-        let found = states.of(&unknown)?;
+        let found = states.of(&unknown, progress)?;
         known.extend(unknown.into_iter().zip(found));
     }
 }

@@ -11,6 +11,7 @@ use crate::data::gallery::Gallery;
 use crate::data::pick_a_pic::{self, Columns};
 use crate::data::recorded::{self, Of};
 use crate::error::{Error, Result};
+use crate::progress::Progress;
 use crate::rng::stream;
 use crate::scenes::population::SAMPLES;
 use crate::scenes::tastes::{self, Kind, Taste, Tastes};
@@ -50,7 +51,7 @@ impl Choices {
     ///
     /// # Errors
     /// Where users have too few choices, with how many have how many, or a file is damaged.
-    pub fn gather(spec: &Users, source: &Source) -> Result<Self> {
+    pub fn gather(spec: &Users, source: &Source, progress: &Progress) -> Result<Self> {
         match spec.choices {
             Choosing::Simulated => Self::simulated(spec, &pick_a_pic::read(source.path, Columns::All)?),
             Choosing::Recorded(shares) => {
@@ -63,7 +64,7 @@ impl Choices {
                     asked: spec.held_out,
                     learned: spec.pairs_per_user,
                 };
-                Self::recorded(spec, source, &config)
+                Self::recorded(spec, source, &config, progress)
             }
         }
     }
@@ -98,12 +99,17 @@ impl Choices {
         Ok(Self { gallery: Gallery::Desk(shown), places: Some(places), tastes: Some(tastes), blocks, groups })
     }
 
-    fn recorded(spec: &Users, source: &Source, config: &recorded::Config) -> Result<Self> {
+    fn recorded(
+        spec: &Users,
+        source: &Source,
+        config: &recorded::Config,
+        progress: &Progress,
+    ) -> Result<Self> {
         let album = Album::open(source.path, source.digest.clone())?;
         let mut pairs = album.load()?;
         pairs.truncate(source.most.unwrap_or(usize::MAX));
         let mut states = States::open(&album, source.cache)?;
-        let everybody = recorded::gather(&pairs, &album, &mut states, config)?;
+        let everybody = recorded::gather(&pairs, (&album, &mut states), config, progress)?;
         drop(states);
         let mut captions = BTreeMap::new();
         let (mut blocks, mut groups) = (BTreeMap::new(), BTreeMap::new());

@@ -18,6 +18,8 @@ use crate::units::Seed;
 
 /// Pairs of a measured step: one micro-batch, which one worker takes.
 const PAIRS: usize = 4;
+/// The width of a user's vector, which costs next to nothing: nobody is embedded for an estimate.
+const USER_WIDTH: usize = 16;
 
 impl Laboratory<'_> {
     /// Trains on two steps of noise, makes two images with the fewest sampler steps, scores one, and says what each took.
@@ -27,7 +29,7 @@ impl Laboratory<'_> {
     pub(crate) fn probe(&self, progress: &Progress) -> Result<Cost> {
         let trained = self.plan.cells.iter().find(|cell| cell.train_key.is_some());
         progress.begin("probe", 2 + trained.iter().count());
-        let pair_seconds = trained.map(|cell| self.probe_training(cell, progress)).transpose()?;
+        let pair_seconds = trained.map(|cell| self.probe_training(cell)).transpose()?;
         progress.advance(trained.iter().count());
         let (evaluation_seconds, decode_seconds, image) = self.probe_sampling()?;
         progress.advance(1);
@@ -42,8 +44,8 @@ impl Laboratory<'_> {
     }
 
     /// Seconds of one pair in a step, the second of two.
-    fn probe_training(&self, cell: &Cell, progress: &Progress) -> Result<f64> {
-        let (base, settings) = (self.base()?, self.settings(cell, progress)?);
+    fn probe_training(&self, cell: &Cell) -> Result<f64> {
+        let (base, settings) = (self.base()?, self.settings(cell, USER_WIDTH)?);
         let settings = train::Settings { steps: 2, pairs_per_step: PAIRS, ..settings };
         let (height, width) = base.latent_size();
         let channels = base.prior.denoiser.config().in_channels;

@@ -52,7 +52,7 @@ fn nothing_told_or_asked_is_learned_and_everybody_has_enough() {
     let (pairs, config) = (pairs(), config());
     let album = album(folder.path(), &pairs);
     let mut states = States::open(&album, folder.path()).unwrap();
-    let everybody = gather(&pairs, &album, &mut states, &config).unwrap();
+    let everybody = gather(&pairs, (&album, &mut states), &config, &Progress::silent()).unwrap();
     let caption = |choice: &Choice| pairs[choice.pair].caption.as_str();
     let learned: BTreeSet<&str> = everybody.values().flat_map(|of| &of.learned).map(caption).collect();
     let (mut looked_at, mut ids) = (0, BTreeSet::new());
@@ -83,12 +83,12 @@ fn nothing_told_or_asked_is_learned_and_everybody_has_enough() {
     );
     let mut again = States::open(&album, folder.path()).unwrap();
     assert_eq!(
-        gather(&pairs, &album, &mut again, &config).unwrap(),
+        gather(&pairs, (&album, &mut again), &config, &Progress::silent()).unwrap(),
         everybody,
         "the same seed, the same people"
     );
     let other = Config { seed: Seed::new(4), ..config };
-    assert_ne!(gather(&pairs, &album, &mut again, &other).unwrap(), everybody);
+    assert_ne!(gather(&pairs, (&album, &mut again), &other, &Progress::silent()).unwrap(), everybody);
 }
 
 #[test]
@@ -101,12 +101,13 @@ fn too_few_users_are_refused_with_how_many_have_how_many() {
         (Config { unseen: 30, ..config() }, ["users.unseen asks for 30", "5 or more", "unseen_users"]),
         (Config { seen: 31, told: 12, ..config() }, ["users.seen asks for 31", "12 to be told", "held_out"]),
     ] {
-        let fault = gather(&pairs, &album, &mut states, &config).unwrap_err().to_string();
+        let fault =
+            gather(&pairs, (&album, &mut states), &config, &Progress::silent()).unwrap_err().to_string();
         assert!(parts.iter().all(|part| fault.contains(part)), "{fault}");
     }
     let mut most = |count, least| {
         let enough = move |choices: &[Choice]| choices.len() >= least;
-        with_most(&pairs, &album, &mut states, (Seed::new(1), count), 12, enough)
+        with_enough(&pairs, (&album, &mut states), (Seed::new(1), count, 12), enough, &Progress::silent())
     };
     let found = most(30, 12).unwrap();
     assert_eq!(found.len(), 30);

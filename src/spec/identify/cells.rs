@@ -11,6 +11,7 @@ use crate::hub::{self, Hub};
 use crate::provenance::file_digest;
 use crate::record;
 use crate::spec::plan::{Places, SCHEMA};
+use crate::spec::source::Problems;
 use crate::spec::users::there;
 use crate::units::Digest;
 
@@ -59,18 +60,31 @@ impl Identification {
     /// Its cells on this disk.
     ///
     /// # Errors
-    /// Where a file of weights or data is missing.
+    /// Where files of weights or data are missing or damaged, all of them at once.
     pub fn cells(&self, places: &Places) -> Result<Vec<Cell>> {
+        let mut problems = Problems::default();
+        let cells = self.cells_of(places, &mut problems)?;
+        problems.finish()?;
+        Ok(cells)
+    }
+
+    /// The same for looking only: what is wanting stands beside cells whose ids are then provisional.
+    ///
+    /// # Errors
+    /// Where the study has no profile.
+    pub fn outline(&self, places: &Places) -> Result<(Vec<Cell>, Vec<String>)> {
+        let mut wanting = Problems::default();
+        let cells = self.cells_of(places, &mut wanting)?;
+        Ok((cells, wanting.into_lines()))
+    }
+
+    fn cells_of(&self, places: &Places, problems: &mut Problems) -> Result<Vec<Cell>> {
         let profile = self.profile()?;
         let assets = places.assets.as_path();
-        let mut digests: BTreeMap<String, Digest> = BTreeMap::new();
-        let mut digest = |name: String, of: &dyn Fn() -> Result<Digest>| -> Result<(String, Digest)> {
-            if let Some(known) = digests.get(&name) {
-                return Ok((name, known.clone()));
-            }
-            let found = of()?;
-            digests.insert(name.clone(), found.clone());
-            Ok((name, found))
+        let mut digests: BTreeMap<String, Option<Digest>> = BTreeMap::new();
+        let mut digest = |name: String, of: &dyn Fn() -> Result<Digest>| -> Option<(String, Digest)> {
+            let known = digests.entry(name.clone()).or_insert_with(|| problems.take(of()));
+            known.clone().map(|digest| (name, digest))
         };
         let folder = self.folder(&places.results);
         let mut cells = Vec::new();
@@ -83,7 +97,8 @@ impl Identification {
                         true => Ok(profile.locate("pairs", &Hub::from_env(hub::LOCK)?)?.digest()),
                         false => file_digest(&profile.data_in(assets, "pairs")?),
                     };
-                    let mut needed = BTreeMap::from([digest("data/pairs".to_owned(), &pairs)?]);
+                    let mut needed: BTreeMap<String, Digest> =
+                        digest("data/pairs".to_owned(), &pairs).into_iter().collect();
                     let model = match &method.features {
                         Features::Embedding { .. } => Some(&self.embedding.model),
                         Features::ClipDifference { model } => Some(model),
@@ -101,7 +116,7 @@ impl Identification {
                                 file_digest(&file)
                             }
                         };
-                        needed.extend([digest(format!("weights/{}", model.display()), &of)?]);
+                        needed.extend(digest(format!("weights/{}", model.display()), &of));
                     }
                     let heads =
                         if method.features == Features::KnownUtilities { &[][..] } else { &self.heads };
