@@ -75,7 +75,12 @@ fn rates(study: &Study, people: &Users) -> Result<Table> {
         ("How users differ".into(), Column::Words),
     ];
     let mut table = Table::new(
-        "Win rates by judges beside the true preference over the same pairs. Primary: ties as half.",
+        match people.choices.is_simulated() {
+            true => {
+                "Win rates by judges beside the true preference over the same pairs. Primary: ties as half."
+            }
+            false => "Win rates by judges. Primary: ties as half.",
+        },
         columns,
     );
     for said in study.judged.iter().filter(|said| said.set == PAIRS) {

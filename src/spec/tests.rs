@@ -125,6 +125,7 @@ fn what_needs_peoples_utilities_is_refused_where_choices_are_recorded() {
         ("users.judges.gpt-4o.over=[\"farthest\"]", "over `farthest`"),
         ("users.judges.gpt-4o.foresees=2", "held-out choices behind them"),
         ("users.held_out=0", "users.held_out is 0"),
+        ("users.choices.held_out=1.0", "must be in [0, 1)"),
         ("users.evaluated=200", "200 unseen users, expected 1 to 192"),
         ("users.pairs_per_user=7", "expected at least 8"),
     ] {
@@ -177,6 +178,9 @@ fn a_study_changes_under_a_profile_what_its_section_says() {
     let (paper, desk) = (load(section, "paper").unwrap(), load(section, "desk").unwrap());
     assert!(paper.methods.iter().all(|method| method.train.steps == 7) && paper.data.spread_seeds.is_none());
     assert!(desk.methods.iter().all(|method| method.train.steps != 7) && desk.data.spread_seeds.is_some());
+    let misspelt = Request { profile: "paper".into(), ..request("users", &["users.choices.held_uot=0.1"]) };
+    let message = Spec::load(&misspelt).unwrap_err().to_string();
+    assert!(message.contains("held_uot"), "{message}");
     for (section, part) in [
         ("without = [\"data.spread\"]", "the study has no `data.spread`"),
         ("without = 3", "must be a list of keys"),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{Addressee, FARTHEST, Users};
 use crate::data::desk::users;
 use crate::data::recorded::Shares;
+use crate::data::splits;
 use crate::rng::stream;
 use crate::scenes::tastes::Kind;
 use crate::spec::source::Problems;
@@ -110,6 +111,10 @@ impl Users {
                 ));
             }
             return;
+        }
+        if let Choosing::Recorded(Shares { unseen_users, validation, held_out }) = self.choices {
+            let config = splits::Config { seed: self.seed, unseen_users, validation, held_out };
+            problems.take(splits::assign(&[], &config));
         }
         let unknown = "people's utilities are unknown where users.choices are recorded";
         for method in methods.iter().filter(|method| method.conditioning == Conditioning::Utilities) {
