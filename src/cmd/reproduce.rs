@@ -249,8 +249,13 @@ fn execute(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
     same_plan(plan, &*compute.collective)?;
     let recorded = plan.spec.users.as_ref().is_some_and(|users| !users.choices.is_simulated());
     if recorded && !plan.pending().is_empty() {
-        // Where too few people chose often enough, nothing is trained for nothing.
-        laboratory.choices(&progress)?;
+        // Where too few people chose often enough, nothing is trained for nothing. The first rank looks at all pictures, and
+        // keeps what it found for the others.
+        for first in [true, false] {
+            let own = (compute.collective.rank() == 0) == first;
+            let found = if own { laboratory.choices(&progress).map(drop) } else { Ok(()) };
+            collective::agree(found, &*compute.collective)?;
+        }
     }
     if compute.collective.rank() > 0 {
         laboratory.follow(&progress)?;
