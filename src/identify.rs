@@ -148,8 +148,9 @@ impl<'a> Identifier<'a> {
         let rows = match &cell.method.features {
             Features::KnownUtilities => None,
             Features::ClipDifference { model } => Some(self.differences(&cut, &self.assets.join(model))?),
-            Features::Embedding { choices, layer } => {
-                Some(self.embeddings(&cut, *choices, *layer, progress)?)
+            Features::Embedding { choices, layer, model } => {
+                let model = model.as_ref().unwrap_or(&self.study.embedding.model);
+                Some(self.embeddings(&cut, (*choices, model), *layer, progress)?)
             }
         };
         let mut answers: Vec<Scores> = match (&self.study.knowledge, &rows) {
@@ -263,13 +264,13 @@ impl<'a> Identifier<'a> {
     fn embeddings(
         &self,
         cut: &Cut,
-        choices: Choices,
+        (choices, model): (Choices, &Path),
         layer: Option<usize>,
         progress: &Progress,
     ) -> Result<(Rows, Rows)> {
         let embedding = &self.study.embedding;
         let how = How {
-            model: &self.assets.join(&embedding.model),
+            model: &self.assets.join(model),
             template: (talk::FEW_SHOT, talk::FEW_SHOT_FILE),
             max_new_tokens: embedding.max_new_tokens,
             batch: embedding.batch,

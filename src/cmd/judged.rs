@@ -81,7 +81,7 @@ fn open(judge: &people::Judge, plan: &Plan, global: &Global, progress: &Progress
     let mut config = Config::parse(&text, &origin)?;
     if let Config::Vlm(vlm) = &mut config {
         vlm.folder = plan.places.assets.join(&vlm.folder);
-        people::there(&vlm.folder.join("model.safetensors"), "vlm-judge")?;
+        people::there(&vlm.folder.join("model.safetensors"))?;
     }
     let device = super::device::Compute::alone(global.device, global.threads())?.device;
     let mut opened = Judge::open(config, &device, |name| std::env::var(name).ok())?;

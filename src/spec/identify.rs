@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::check::unknown;
 use super::plan::{Places, SCHEMA};
 use super::source::{Problems, Sources};
 use super::{Request, Size, label, study_chain, take_table, whole};
@@ -46,6 +47,9 @@ pub struct Identification {
     pub knowledge: Option<Knowledge>,
     /// The kinds of features.
     pub methods: Vec<Method>,
+    /// Of these, the ones that are kept; absent: all.
+    #[serde(default, skip_serializing)]
+    pub only: Option<Vec<String>>,
     /// A user counts as found where her rank is at most this; each is a point of the figure.
     pub ranks: Vec<usize>,
     /// What the paper reports: the share found at a rank.
@@ -203,6 +207,9 @@ pub enum Features {
         /// The layer, from 0, the embeddings' own; absent: the last.
         #[serde(default)]
         layer: Option<usize>,
+        /// The model's folder among the assets; absent: the study's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        model: Option<PathBuf>,
     },
     /// The mean over the pairs of the chosen picture's embedding under a CLIP less the rejected one's.
     ClipDifference {
@@ -367,6 +374,10 @@ impl Identification {
             sources.merge(&mut tree, sources.parse(index)?, &mut problems);
         }
         let study: Option<Self> = sources.read(whole(tree), &mut problems);
+        let study = study.map(|mut study| {
+            study.keep_only(&mut problems);
+            study
+        });
         if let Some(study) = &study {
             study.check(&mut problems);
         }
@@ -374,6 +385,16 @@ impl Identification {
         let mut study = study.ok_or_else(|| Error::Spec(format!("{}: cannot be read", request.study)))?;
         study.label = label(profile, request);
         Ok(study)
+    }
+
+    /// Leaves out the methods that are not asked for.
+    fn keep_only(&mut self, problems: &mut Problems) {
+        let Some(only) = self.only.take() else { return };
+        let known: Vec<&str> = self.methods.iter().map(|method| method.name.as_str()).collect();
+        for name in only.iter().filter(|name| !known.contains(&name.as_str())) {
+            problems.push(unknown(&format!("{}: only", self.name), "method", name, &known));
+        }
+        self.methods.retain(|method| only.contains(&method.name));
     }
 
     fn check(&self, problems: &mut Problems) {
@@ -459,14 +480,16 @@ impl Identification {
                     let mut needed =
                         BTreeMap::from([digest("data/pairs", places.assets.join("desk/pairs.parquet"))?]);
                     let model = match &method.features {
-                        Features::Embedding { .. } => Some(&self.embedding.model),
+                        Features::Embedding { model, .. } => {
+                            Some(model.as_ref().unwrap_or(&self.embedding.model))
+                        }
                         Features::ClipDifference { model } => Some(model),
                         Features::KnownUtilities => None,
                     };
                     if let Some(model) = model {
                         let path = places.assets.join(model).join("model.safetensors");
                         if matches!(method.features, Features::Embedding { .. }) {
-                            super::users::there(&path, "vlm")?;
+                            super::users::there(&path)?;
                         }
                         needed.extend([digest(&format!("weights/{}", model.display()), path)?]);
                     }

@@ -310,9 +310,9 @@ impl Spec {
             let digest = weights_digest(&places.assets.join(file), profile);
             digests.extend(problems.take(digest).map(|digest| (format!("weights/{name}"), digest)));
         }
-        if let Some(users) = self.users.as_ref().filter(|_| self.methods.iter().any(Method::reads_choices)) {
+        if let Some(users) = self.users.as_ref().filter(|_| self.methods.iter().any(Method::is_embedded)) {
             let path = places.assets.join(&users.model).join("model.safetensors");
-            let digest = super::users::there(&path, "vlm").and_then(|()| weights_digest(&path, profile));
+            let digest = super::users::there(&path).and_then(|()| weights_digest(&path, profile));
             let digest = problems.take(digest);
             digests.extend(digest.map(|digest| (format!("weights/{}", users.model.display()), digest)));
         }
@@ -418,7 +418,7 @@ impl Spec {
         let cell_digests: BTreeMap<String, Digest> = digests
             .iter()
             .filter(|(name, _)| *name != "data/pairs" || training.is_some() || method.reads_choices())
-            .filter(|(name, _)| !is_reader(name) || method.reads_choices())
+            .filter(|(name, _)| !is_reader(name) || method.is_embedded())
             .map(|(name, digest)| (name.clone(), digest.clone()))
             .collect();
         let config = json!({
