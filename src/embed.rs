@@ -9,6 +9,7 @@ pub mod discriminant;
 pub mod groups;
 pub mod people;
 mod template;
+mod vectors;
 
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};

@@ -221,8 +221,9 @@ impl<'a> Identifier<'a> {
         let rows = match &cell.method.features {
             Features::KnownUtilities => None,
             Features::ClipDifference { model } => Some(self.differences(&cut, model)?),
-            Features::Embedding { choices, layer } => {
-                Some(self.embeddings(&cut, *choices, *layer, progress)?)
+            Features::Embedding { choices, layer, model } => {
+                let model = model.as_ref().unwrap_or(&self.study.embedding.model);
+                Some(self.embeddings(&cut, (*choices, model), *layer, progress)?)
             }
         };
         let mut answers: Vec<Scores> = match (&self.study.knowledge, &rows) {

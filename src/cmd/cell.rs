@@ -335,7 +335,7 @@ impl<'a> Laboratory<'a> {
             })
             .filter(|request| !recorder.has(&key(request)))
             .collect();
-        let written = match method.reads_choices() {
+        let written = match method.is_embedded() {
             true => self.people(progress)?.profile(condition)?,
             false => None,
         };

@@ -97,7 +97,7 @@ fn config(judge: &people::Judge, plan: &Plan) -> Result<Config> {
         let is_artefact = plan.spec.profile.names_artefact(&vlm.folder);
         vlm.folder = plan.spec.profile.reader_in(&plan.places.assets, &vlm.folder)?;
         if !is_artefact {
-            people::there(&vlm.folder.join("model.safetensors"), "vlm-judge")?;
+            people::there(&vlm.folder.join("model.safetensors"))?;
         }
     }
     Ok(config)

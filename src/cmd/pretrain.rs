@@ -54,6 +54,10 @@ enum Model {
     Vlm,
     /// The one that judges, of another seed
     VlmJudge,
+    /// The one that embeds, taught about pictures alone, for `fig2-ablation`
+    VlmPictures,
+    /// The one that embeds, before it learns anything, for `fig2-ablation`
+    VlmUntrained,
 }
 
 impl Model {
@@ -72,6 +76,8 @@ impl Model {
             Self::HpsTwin => "hps-twin",
             Self::Vlm => "vlm",
             Self::VlmJudge => "vlm-judge",
+            Self::VlmPictures => "vlm-pictures",
+            Self::VlmUntrained => "vlm-untrained",
         }
     }
 }
@@ -158,9 +164,11 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
             let (total, from) = (config.optimisation.steps, installed.with_file_name(from.name()));
             hps::run(&config, &from, &folder, threads, &mut |step| watch(total, step))?;
         }
-        Model::Vlm | Model::VlmJudge => {
+        Model::Vlm | Model::VlmJudge | Model::VlmPictures | Model::VlmUntrained => {
             let mut config = match arguments.model {
                 Model::Vlm => VlmConfig::embedder(),
+                Model::VlmPictures => VlmConfig::pictures(),
+                Model::VlmUntrained => VlmConfig::untrained(),
                 _ => VlmConfig::judge(),
             };
             config.optimisation.steps = steps(config.optimisation.steps);

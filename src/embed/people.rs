@@ -4,15 +4,15 @@
 //! is learned under the embedding of another one of her groups, so that no vector was made from the very choice that it is
 //! to explain.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 
 use super::choices::Choices;
-use super::discriminant::Discriminants;
 use super::groups::{How, embed_groups};
 use super::profile_in;
+use super::vectors::{Key, Vectors, believed};
 use crate::data::desk::users::{self, Choice};
 use crate::error::{Error, Result};
 use crate::nn::workers::Workers;
@@ -29,24 +29,12 @@ pub struct People {
     tastes: Option<Tastes>,
     /// Of each user that is trained on: the groups of choices.
     groups: BTreeMap<i64, Vec<Vec<Choice>>>,
-    /// Each group's embedding, standardised, where a method asks for embeddings.
-    embedded: BTreeMap<i64, Vec<Vec<f32>>>,
-    /// What stands for a user: by her number, how many choices are told, and of which block.
-    told: BTreeMap<Key, Told>,
-    /// Width of an embedding.
-    width: usize,
-}
-
-/// A user, a number of choices, a block.
-type Key = (i64, usize, usize);
-
-/// What a model makes of a user's choices.
-#[derive(Debug, Clone, Default)]
-struct Told {
-    /// Standardised.
-    embedding: Vec<f32>,
-    /// What was written of her; nothing where the text did not get so far.
-    profile: String,
+    /// Embeddings, where a method asks for them.
+    embedded: Vectors,
+    /// What Bayes' rule believes, where a method asks for it.
+    believed: Vectors,
+    /// What was written of a user; nothing where the text did not get so far.
+    profiles: BTreeMap<Key, String>,
 }
 
 /// A choice to learn from.
@@ -60,8 +48,6 @@ pub struct Learned {
     pub user: Vec<f32>,
 }
 
-/// The largest coordinate of an embedding, whatever was shown.
-const FARTHEST: f64 = 4.0;
 /// What every vector ends with: whether it stands for the null user, and one, through which is learned what all have in
 /// common.
 const SOMEBODY: [f32; 2] = [0.0, 1.0];
@@ -93,11 +79,18 @@ impl People {
             spec: spec.clone(),
             tastes: choices.tastes.clone(),
             groups: choices.groups.clone(),
-            embedded: BTreeMap::new(),
-            told: BTreeMap::new(),
-            width: 0,
+            embedded: Vectors::default(),
+            believed: Vectors::default(),
+            profiles: BTreeMap::new(),
         };
-        if methods.iter().any(Method::reads_choices) {
+        let told = spec.told(methods).into_iter().map(|key| {
+            let (user, shots, draw) = key;
+            let block = choices.blocks.get(&user).and_then(|own: &Vec<Vec<Choice>>| own.get(draw));
+            let choices = block.and_then(|block| block.get(..shots)).ok_or_else(|| nobody(user))?;
+            Ok((key, choices))
+        });
+        let told: BTreeMap<Key, &[Choice]> = told.collect::<Result<_>>()?;
+        if methods.iter().any(Method::is_embedded) {
             let how = How {
                 model: &(reader.folder)(&spec.model)?,
                 template: spec.words.few_shot(),
@@ -110,13 +103,14 @@ impl People {
             let embed = |groups: &[&[Choice]]| embed_groups(&choices.gallery, groups, how, workers, progress);
             let learned: Vec<&[Choice]> = people.groups.values().flatten().map(Vec::as_slice).collect();
             let learned = embed(&learned)?.states;
-            let asked = spec.told(methods);
-            let shots = asked.iter().map(|(user, shots, draw)| {
-                let block = choices.blocks.get(user).and_then(|own: &Vec<Vec<Choice>>| own.get(*draw));
-                block.and_then(|block| block.get(..*shots)).ok_or_else(|| nobody(*user))
-            });
-            let of_asked = embed(&shots.collect::<Result<Vec<_>>>()?)?;
-            people.tell(&learned, &asked, (&of_asked.states, &of_asked.texts));
+            let of_told = embed(&told.values().copied().collect::<Vec<_>>())?;
+            people.tell(&learned, told.keys(), (&of_told.states, &of_told.texts));
+        }
+        if methods.iter().any(|method| method.conditioning == Conditioning::Posterior) {
+            let (Some(tastes), Some(shown)) = (&choices.tastes, choices.gallery.shown()) else {
+                return Err(unknown());
+            };
+            people.believed = believed(tastes, spec, shown, &people.groups, &told);
         }
         // From here on a pair is known by its place among all.
         for choice in people.groups.values_mut().flatten().flatten() {
@@ -125,62 +119,45 @@ impl People {
         Ok(people)
     }
 
-    /// Keeps embeddings, standardised over the groups that are trained on, and, where it is asked for, reduced to the
-    /// directions in which their users differ. Their root mean square length there is the study's.
-    fn tell(&mut self, learned: &[Vec<f32>], asked: &BTreeSet<Key>, (rows, texts): (&[Vec<f32>], &[String])) {
-        let width = learned.first().or(rows.first()).map_or(0, Vec::len);
-        let count = learned.len().max(1) as f64;
-        let moments: Vec<(f64, f64)> = (0..width)
-            .map(|k| {
-                let mean = learned.iter().map(|row| f64::from(row[k])).sum::<f64>() / count;
-                let variance =
-                    learned.iter().map(|row| (f64::from(row[k]) - mean).powi(2)).sum::<f64>() / count;
-                (mean, variance.sqrt().max(1e-6))
-            })
-            .collect();
-        let standard = |row: &Vec<f32>| -> Vec<f64> {
-            let standard = |(x, (mean, deviation)): (&f32, &(f64, f64))| (f64::from(*x) - mean) / deviation;
-            row.iter().zip(&moments).map(standard).collect()
-        };
+    /// Keeps embeddings and profiles.
+    fn tell<'a>(
+        &mut self,
+        learned: &[Vec<f32>],
+        told: impl Iterator<Item = &'a Key> + Clone,
+        (rows, texts): (&[Vec<f32>], &[String]),
+    ) {
         let owners: Vec<i64> = self.groups.iter().flat_map(|(user, own)| own.iter().map(|_| *user)).collect();
-        let standardised: Vec<Vec<f64>> = learned.iter().map(standard).collect();
-        let reduced = self.spec.discriminants.map(|count| Discriminants::of(&standardised, &owners, count));
-        let directions = |row: Vec<f64>| match &reduced {
-            Some(reduced) => reduced.apply(&row),
-            None => row,
-        };
-        let of_learned: Vec<Vec<f64>> = standardised.into_iter().map(directions).collect();
-        let square = of_learned.iter().flatten().map(|x| x * x).sum::<f64>() / count;
-        let scale = if square > 0.0 { self.spec.length / square.sqrt() } else { 1.0 };
-        let vector = |row: &Vec<f64>| -> Vec<f32> {
-            row.iter().map(|x| (x * scale).clamp(-FARTHEST, FARTHEST) as f32).collect()
-        };
-        self.width = of_learned.first().map_or(0, Vec::len);
-        for (user, row) in owners.iter().zip(&of_learned) {
-            self.embedded.entry(*user).or_default().push(vector(row));
-        }
-        for ((key, row), text) in asked.iter().zip(rows).zip(texts) {
-            let profile = profile_in(text).unwrap_or_default().replace("<|im_end|>", "").trim().to_owned();
-            let embedding = vector(&directions(standard(row)));
-            self.told.insert(*key, Told { embedding, profile });
-        }
+        let reduce = (self.spec.discriminants, self.spec.length);
+        self.embedded = Vectors::standardised((&owners, learned), (told.clone(), rows), reduce);
+        let profiles = texts
+            .iter()
+            .map(|text| profile_in(text).unwrap_or_default().replace("<|im_end|>", "").trim().to_owned());
+        self.profiles = told.copied().zip(profiles).collect();
     }
 
     /// Width of a user's vector under a conditioning of people.
     pub fn width(&self, conditioning: Conditioning) -> usize {
         SOMEBODY.len()
             + match conditioning {
-                Conditioning::Embedding => self.width,
+                Conditioning::Embedding => self.embedded.width,
+                Conditioning::Posterior | Conditioning::Utilities => FEATURES,
                 Conditioning::UserNumber => self.groups.len(),
-                Conditioning::Utilities => FEATURES,
                 Conditioning::None | Conditioning::Constant | Conditioning::OneHot => 0,
             }
     }
 
     /// What a condition tells of a user.
-    fn told(&self, one: Addressee) -> Result<&Told> {
-        let key = (one.user, one.shots.unwrap_or(self.spec.shots), one.draw);
-        self.told.get(&key).ok_or_else(|| nobody(one.user))
+    fn key(&self, one: Addressee) -> Key {
+        (one.user, one.shots.unwrap_or(self.spec.shots), one.draw)
+    }
+
+    /// The vectors that are made from choices under a conditioning, where it has such ones.
+    fn of_choices(&self, conditioning: Conditioning) -> Option<&Vectors> {
+        match conditioning {
+            Conditioning::Embedding => Some(&self.embedded),
+            Conditioning::Posterior => Some(&self.believed),
+            _ => None,
+        }
     }
 
     /// What is written about whom a condition stands for: the words behind a prompt that shall know her; none for nobody.
@@ -190,7 +167,10 @@ impl People {
     pub fn profile(&self, condition: &Condition) -> Result<Option<&str>> {
         match condition.single().and_then(Addressee::parse) {
             None => Ok(None),
-            Some(one) => Ok(Some(&self.told(one)?.profile)),
+            Some(one) => {
+                let profile = self.profiles.get(&self.key(one)).ok_or_else(|| nobody(one.user))?;
+                Ok(Some(profile))
+            }
         }
     }
 
@@ -202,10 +182,13 @@ impl People {
     pub fn vector(&self, conditioning: Conditioning, condition: &Condition) -> Result<Vec<f32>> {
         let name = condition.to_string();
         match condition.single().and_then(Addressee::parse) {
-            Some(one) if conditioning == Conditioning::Embedding => {
-                Ok([&self.told(one)?.embedding[..], &SOMEBODY].concat())
-            }
-            Some(one) => self.of(conditioning, one.user, 0),
+            Some(one) => match self.of_choices(conditioning) {
+                Some(vectors) => {
+                    let own = vectors.told.get(&self.key(one)).ok_or_else(|| nobody(one.user))?;
+                    Ok([&own[..], &SOMEBODY].concat())
+                }
+                None => self.of(conditioning, one.user, 0),
+            },
             None if name == MEAN_USER => Ok(self.without(conditioning, SOMEBODY)),
             None if name == NULL_USER => Ok(self.without(conditioning, NULL)),
             None => Err(Error::Spec(format!("condition `{name}` stands for nobody of this study"))),
@@ -219,12 +202,12 @@ impl People {
         vector
     }
 
-    /// The vector of a user, under embeddings from one of her groups that are trained on.
+    /// The vector of a user; where it is made from choices, from one of her groups that are trained on.
     fn of(&self, conditioning: Conditioning, user: i64, group: usize) -> Result<Vec<f32>> {
         let mut vector = match conditioning {
-            Conditioning::Embedding => {
-                let own = self.embedded.get(&user).and_then(|own| own.get(group));
-                own.cloned().ok_or_else(|| nobody(user))?
+            Conditioning::Embedding | Conditioning::Posterior => {
+                let own = self.of_choices(conditioning).and_then(|vectors| vectors.learned.get(&user));
+                own.and_then(|own| own.get(group)).cloned().ok_or_else(|| nobody(user))?
             }
             Conditioning::UserNumber => {
                 let mut number = vec![0.0; self.groups.len()];
@@ -276,6 +259,13 @@ impl People {
         }
         Ok(learned)
     }
+}
+
+fn unknown() -> Error {
+    Error::Spec(
+        "people's utilities are unknown where their choices are recorded; take conditioning `embedding`"
+            .into(),
+    )
 }
 
 fn nobody(user: i64) -> Error {
@@ -350,7 +340,7 @@ mod tests {
             .iter()
             .map(|(_, shots, _)| format!("Pair 1: warm User Profile: shows {shots} <|im_end|>"))
             .collect();
-        people.tell(&learned, &asked, (&rows, &texts));
+        people.tell(&learned, asked.iter(), (&rows, &texts));
         for choice in people.groups.values().flatten().flatten() {
             assert_eq!(Use::of(&pairs[choice.pair].caption), Use::Study);
         }
@@ -369,7 +359,7 @@ mod tests {
         }
         let learned = people.learned(Conditioning::Embedding).unwrap();
         let group_of = |vector: &[f32], user: i64| {
-            people.embedded[&user].iter().position(|own| own[..] == vector[..own.len()]).unwrap()
+            people.embedded.learned[&user].iter().position(|own| own[..] == vector[..own.len()]).unwrap()
         };
         let (mut at, mut null) = (learned.iter(), 0);
         for (&user, groups) in &people.groups {
@@ -406,9 +396,9 @@ mod tests {
             assert!(vectors.iter().all(|vector| vector.len() == people.width(conditioning)));
             assert_ne!(vectors[0], vectors[1], "{conditioning:?}");
         }
-        let count = people.embedded.values().flatten().count() as f32;
+        let count = people.embedded.learned.values().flatten().count() as f32;
         for k in 0..2 {
-            let mean = people.embedded.values().flatten().map(|row| row[k]).sum::<f32>() / count;
+            let mean = people.embedded.learned.values().flatten().map(|row| row[k]).sum::<f32>() / count;
             assert!(mean.abs() < 1e-4, "{mean}");
         }
         let mean = people.vector(Conditioning::Embedding, &Condition::user(MEAN_USER)).unwrap();

@@ -84,7 +84,7 @@ impl Identifier<'_> {
     pub(super) fn embeddings(
         &self,
         cut: &Cut,
-        choices: Choices,
+        (choices, model): (Choices, &Path),
         layer: Option<usize>,
         progress: &Progress,
     ) -> Result<(Rows, Rows)> {
@@ -94,7 +94,7 @@ impl Identifier<'_> {
             Precision::Bf16 => DType::BF16,
         };
         let how = How {
-            model: &profile.reader_in(self.assets, &embedding.model)?,
+            model: &profile.reader_in(self.assets, model)?,
             template: embedding.words.few_shot(),
             max_new_tokens: embedding.max_new_tokens,
             batch: embedding.batch,

@@ -86,6 +86,7 @@ pub fn to_png(svg: &str) -> Result<Vec<u8>> {
 pub fn encode_png(rgb: &[u8], width: u32, height: u32) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, width, height);
+    encoder.set_compression(png::Compression::High);
     let written = match indexed(rgb) {
         Some((palette, indices)) => {
             encoder.set_color(png::ColorType::Indexed);
@@ -95,7 +96,7 @@ pub fn encode_png(rgb: &[u8], width: u32, height: u32) -> Result<Vec<u8>> {
         }
         None => {
             encoder.set_color(png::ColorType::Rgb);
-            encoder.set_filter(png::Filter::Sub);
+            encoder.set_filter(png::Filter::Adaptive);
             encoder.write_header().and_then(|mut writer| writer.write_image_data(rgb))
         }
     };

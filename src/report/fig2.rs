@@ -396,7 +396,7 @@ fn layers(found: &Found) -> Result<Option<Figure>> {
     let last = study.methods.iter().find(|method| {
         matches!(
             method.features,
-            Features::Embedding { choices: crate::spec::identify::Choices::Own, layer: None }
+            Features::Embedding { choices: crate::spec::identify::Choices::Own, layer: None, model: None }
         )
     });
     by_layer.extend(last.map(|method| (deepest + 1, method)));

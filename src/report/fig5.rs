@@ -7,14 +7,13 @@
 
 mod draw;
 mod judged;
+mod likeness;
 mod shots;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use self::draw::{Point, draw};
-use super::panel::{Axis, Panel};
 use super::people::{self, KINDS, kind_label};
-use super::plot::{COLUMN, Color, Look, Scene};
 use super::study::{BOOTSTRAP, LEVEL, Method, NOBODY, RESAMPLES, Role, Study};
 use super::table::{Cell, Kind as Column, Table};
 use super::{Figure, Output, Result};
@@ -24,10 +23,11 @@ use crate::scenes::tastes::{self, Features, Kind, Taste, Tastes};
 use crate::spec::Users;
 use crate::spec::users::{Claim, FARTHEST, MEAN_USER, NULL_USER, Over};
 use crate::stats::contrast::holm;
+use crate::stats::ordered_pairs::projected;
 use crate::stats::{Crossed, Direction, Estimate, Inference, Rule, Verdict};
 
-/// Bins of the likeness of two tastes.
-const BINS: usize = 5;
+/// The probability that ours is preferred, and whether its utility is higher.
+type Preferred = [f64; 2];
 
 /// What each image of one method, under one condition, shows: by prompt and noise; nothing where nobody knows what people
 /// see.
@@ -84,32 +84,62 @@ impl<'a> People<'a> {
         ours: impl Fn(i64) -> Option<&'s Seen>,
         theirs: impl Fn(i64) -> Option<&'s Seen>,
     ) -> Result<Option<[Crossed; 2]>> {
-        let mut rows: [Vec<(u64, u32, f64)>; 2] = Default::default();
+        let mut rows = Vec::new();
         for &user in who {
             let (Some(ours), Some(theirs)) = (ours(user), theirs(user)) else { return Ok(None) };
-            let Some(taste) = self.tastes.get(&user) else { return Ok(None) };
-            let mut by_prompt: BTreeMap<u32, Vec<[f64; 2]>> = BTreeMap::new();
-            for ((prompt, noise), a) in ours {
-                let (Some(a), Some(Some(b))) = (a, theirs.get(&(*prompt, *noise))) else { continue };
-                let sign = match taste.utility(a).partial_cmp(&taste.utility(b)) {
-                    Some(std::cmp::Ordering::Greater) => 1.0,
-                    Some(std::cmp::Ordering::Less) => 0.0,
-                    _ => 0.5,
+            let by_prompt = self.by_prompt(user, ours, theirs);
+            rows.extend(by_prompt.into_iter().map(|(prompt, means)| (user, prompt, means)));
+        }
+        crossed(&rows)
+    }
+
+    /// A user's mean preference for our images over theirs of the same prompts and noises.
+    fn by_prompt(&self, user: i64, ours: &Seen, theirs: &Seen) -> BTreeMap<u32, Preferred> {
+        let Some(taste) = self.tastes.get(&user) else { return BTreeMap::new() };
+        let mut values: BTreeMap<u32, Vec<Preferred>> = BTreeMap::new();
+        for ((prompt, noise), a) in ours {
+            let (Some(a), Some(Some(b))) = (a, theirs.get(&(*prompt, *noise))) else { continue };
+            let sign = match taste.utility(a).partial_cmp(&taste.utility(b)) {
+                Some(std::cmp::Ordering::Greater) => 1.0,
+                Some(std::cmp::Ordering::Less) => 0.0,
+                _ => 0.5,
+            };
+            values.entry(*prompt).or_default().push([taste.prefers(a, b), sign]);
+        }
+        let mean = |values: Vec<Preferred>| {
+            [0, 1].map(|which| values.iter().map(|value| value[which]).sum::<f64>() / values.len() as f64)
+        };
+        values.into_iter().map(|(prompt, values)| (prompt, mean(values))).collect()
+    }
+
+    /// The preference of each user for her own images over every other user's: values of one user whose mean is that over
+    /// all ordered pairs.
+    fn over_others(&self, who: &[i64], method: &Method) -> Result<Option<[Crossed; 2]>> {
+        let mut made = Vec::new();
+        for &user in who {
+            let Some(images) = self.images(method, user) else { return Ok(None) };
+            made.push((user, images));
+        }
+        let mut rows = Vec::new();
+        let prompts: BTreeSet<u32> =
+            made.iter().flat_map(|(_, images)| images.keys()).map(|(prompt, _)| *prompt).collect();
+        let pairs: Vec<Vec<BTreeMap<u32, Preferred>>> = made
+            .iter()
+            .map(|(user, ours)| made.iter().map(|(_, theirs)| self.by_prompt(*user, ours, theirs)).collect())
+            .collect();
+        for prompt in prompts {
+            let of = |which: usize| -> Option<Vec<f64>> {
+                let row = |row: &Vec<BTreeMap<u32, Preferred>>| {
+                    row.iter().map(|means| means.get(&prompt).map(|mean| mean[which])).collect()
                 };
-                by_prompt.entry(*prompt).or_default().push([taste.prefers(a, b), sign]);
-            }
-            for (prompt, values) in by_prompt {
-                for (rows, which) in rows.iter_mut().zip([0, 1]) {
-                    let mean = values.iter().map(|value| value[which]).sum::<f64>() / values.len() as f64;
-                    rows.push((user as u64, prompt, mean));
-                }
-            }
+                Some(projected(&pairs.iter().map(row).collect::<Option<Vec<_>>>()?))
+            };
+            // A prompt whose image failed for somebody is left out.
+            let (Some(probabilities), Some(signs)) = (of(0), of(1)) else { continue };
+            let users = made.iter().zip(probabilities.into_iter().zip(signs));
+            rows.extend(users.map(|((user, _), (probability, sign))| (*user, prompt, [probability, sign])));
         }
-        let [probabilities, signs] = rows;
-        if probabilities.is_empty() {
-            return Ok(None);
-        }
-        Ok(Some([Crossed::gather(probabilities)?.values, Crossed::gather(signs)?.values]))
+        crossed(&rows)
     }
 
     /// For each user the one whose image she is shown instead.
@@ -126,7 +156,9 @@ impl<'a> People<'a> {
                     Some((user, *farthest))
                 })
                 .collect(),
-            Over::Method(_) | Over::Condition(_) | Over::Mismatched => people::mismatched(self.users, who),
+            Over::Method(_) | Over::Condition(_) | Over::Others | Over::Mismatched => {
+                people::mismatched(self.users, who)
+            }
         }
     }
 
@@ -145,12 +177,25 @@ impl<'a> People<'a> {
                 let theirs = self.seen.get(&(method.name.clone(), condition.clone()));
                 self.preference(&who, ours, |_| theirs)
             }
+            Over::Others => self.over_others(&who, method),
             Over::Mismatched | Over::Farthest => {
                 let others = self.others(&who, over);
                 self.preference(&who, ours, |user| self.images(method, *others.get(&user)?))
             }
         }
     }
+}
+
+/// Values of users and prompts as matrices, where there are any.
+fn crossed(rows: &[(i64, u32, Preferred)]) -> Result<Option<[Crossed; 2]>> {
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let of = |which: usize| -> Result<Crossed> {
+        let values = rows.iter().map(|(user, prompt, means)| (*user as u64, *prompt, means[which]));
+        Ok(Crossed::gather(values)?.values)
+    };
+    Ok(Some([of(0)?, of(1)?]))
 }
 
 /// One comparison of the figure.
@@ -194,7 +239,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         scene: draw(&points(&compared), "true preference, %"),
         data: plotted(&compared),
     });
-    output.figures.extend(by_likeness(&people, hero)?);
+    output.figures.extend(likeness::figure(&people, hero)?);
     Ok(Some(output))
 }
 
@@ -216,7 +261,12 @@ fn all_comparisons(people: &People, hero: &Method) -> Vec<Comparison> {
         let label = format!("{} over {}", hero.label, rival.label);
         all.push(of(label, hero, Over::Method(rival.name.clone())));
     }
-    for (over, words) in [(Over::Mismatched, "another user's"), (Over::Farthest, "the farthest user's")] {
+    let others = [
+        (Over::Others, "all other users'"),
+        (Over::Mismatched, "another user's"),
+        (Over::Farthest, "the farthest user's"),
+    ];
+    for (over, words) in others {
         all.push(of(format!("{} over {words}", hero.label), hero, over));
     }
     // Images made for nobody: by what all have in common, or by what is learned from everybody's choices.
@@ -301,6 +351,8 @@ pub fn questions(study: &Study) -> Vec<Question> {
                     Over::Method(rival) => {
                         (study.design.method(rival).and_then(|rival| people.made(rival, user)), rival.clone())
                     }
+                    // Too many pairs to ask about.
+                    Over::Others => continue,
                     Over::Mismatched => {
                         (others.get(&user).and_then(|other| people.made(hero, *other)), MISMATCHED.into())
                     }
@@ -379,7 +431,10 @@ fn table(hero: &Method, compared: &[Compared], study: &Study) -> Table {
         "The paper asks a vision-language model instead, about {} and its base: 83 % (seen users), 78 % (unseen), 81 % (all).",
         hero.label
     ));
-    let seeds: std::collections::BTreeSet<u64> = study
+    table.note(
+        "\"All other users'\" is the mean over ordered pairs of users of one kind; \"another user's\" is one derangement.",
+    );
+    let seeds: BTreeSet<u64> = study
         .headers
         .iter()
         .filter(|header| header.method == hero.name)
@@ -476,81 +531,6 @@ fn points(compared: &[Compared]) -> Vec<Point> {
         estimate: percent(&one.probability),
     };
     compared.iter().map(point).collect()
-}
-
-/// The preference for one's own images over each other user's, against how alike the two tastes are.
-fn by_likeness(people: &People, hero: &Method) -> Result<Option<Figure>> {
-    let mut bins: [Vec<(u64, f64)>; BINS] = Default::default();
-    let who = people.of_kind(Some(Kind::Unseen));
-    for &user in &who {
-        let (Some(own), Some(taste)) = (people.images(hero, user), people.tastes.get(&user)) else {
-            return Ok(None);
-        };
-        for &other in who.iter().filter(|other| **other != user) {
-            let Some(theirs) = people.images(hero, other) else { return Ok(None) };
-            let values: Vec<f64> = own
-                .iter()
-                .filter_map(|(key, a)| Some(taste.prefers(&(*a)?, &(*theirs.get(key)?)?)))
-                .collect();
-            if values.is_empty() {
-                continue;
-            }
-            let Some(likeness) = people.tastes.get(&other).map(|other| taste.likeness(other)) else {
-                continue;
-            };
-            let bin = ((likeness + 1.0) / 2.0 * BINS as f64).clamp(0.0, BINS as f64 - 1.0) as usize;
-            bins[bin].push((user as u64, values.iter().sum::<f64>() / values.len() as f64));
-        }
-    }
-    let mut points = Vec::new();
-    for (at, bin) in bins.iter().enumerate() {
-        let users: Vec<u64> = bin.iter().map(|(user, _)| *user).collect();
-        let distinct: std::collections::BTreeSet<u64> = users.iter().copied().collect();
-        if distinct.len() < 2 {
-            continue;
-        }
-        let values: Vec<f64> = bin.iter().map(|(_, value)| *value).collect();
-        let inference = crate::stats::Clusters::new(&values, &users)?.rate_inference(RESAMPLES, BOOTSTRAP)?;
-        let middle = -1.0 + (2 * at + 1) as f64 / BINS as f64;
-        points.push((middle, bin.len(), percent(&inference)));
-    }
-    if points.len() < 2 {
-        return Ok(None);
-    }
-    let columns = vec![
-        ("cosine of tastes".into(), Column::Numbers),
-        ("pairs of users".into(), Column::Numbers),
-        ("true preference for one's own, %".into(), Column::Estimates),
-    ];
-    let mut data = Table::new("Preference for one's own images, by likeness of tastes", columns);
-    for (middle, count, estimate) in &points {
-        data.push(vec![
-            Cell::number(Some(*middle), 1),
-            Cell::number(Some(*count as f64), 0),
-            Cell::estimate(Some(estimate.clone()), 2),
-        ]);
-    }
-    let y = Axis::covering(points.iter().flat_map(|(_, _, e)| [e.low, e.high, 50.0]), 4)
-        .named("prefers her own, %");
-    let x = Axis::linear(-1.0, 1.0, 4).named("cosine of the two users' tastes");
-    let left = y.room_at_left() + 1.0;
-    const HEIGHT: f64 = 80.0;
-    let mut scene = Scene::new(COLUMN, 4.0 + HEIGHT + x.room_below() + 2.0);
-    let panel = Panel { left, top: 4.0, width: COLUMN - left - 6.0, height: HEIGHT, x, y };
-    panel.frame(&mut scene);
-    scene.dashed(panel.at(-1.0, 50.0), panel.at(1.0, 50.0), 0.6, Color::GREY);
-    let look = Look::nth(0);
-    scene.path(points.iter().map(|(x, _, e)| panel.at(*x, e.value)).collect(), 1.0, look.color);
-    for (x, _, estimate) in &points {
-        panel.whisker(&mut scene, *x, (estimate.low, estimate.high), look.color);
-        scene.marker(panel.at(*x, estimate.value), 2.0, look);
-    }
-    let caption = format!(
-        "Unseen users' true preference for the images that {} made for them over those that it made for another unseen user, \
-         by the cosine of their tastes (95 % over users).",
-        hero.label
-    );
-    Ok(Some(Figure { name: "fig5-likeness".into(), caption, scene, data }))
 }
 
 #[cfg(test)]

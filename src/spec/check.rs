@@ -191,7 +191,7 @@ fn check_people(method: &Method, place: &str, has_users: bool, problems: &mut Pr
     }
 }
 
-fn unknown(place: &str, what: &str, name: &str, known: &[&str]) -> String {
+pub(super) fn unknown(place: &str, what: &str, name: &str, known: &[&str]) -> String {
     let near = nearest(name, known.iter().copied());
     let suggestion = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
     format!("{place}: unknown {what} `{name}`, expected one of {}{suggestion}", known.join(", "))

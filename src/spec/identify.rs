@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::check::unknown;
 use super::plan::SCHEMA;
 use super::sections::Sections;
 use super::source::{Problems, Sources};
@@ -48,6 +49,9 @@ pub struct Identification {
     pub knowledge: Option<Knowledge>,
     /// The kinds of features.
     pub methods: Vec<Method>,
+    /// Of these, the ones that are kept; absent: all.
+    #[serde(default, skip_serializing)]
+    pub only: Option<Vec<String>>,
     /// A user counts as found where her rank is at most this; each is a point of the figure.
     pub ranks: Vec<usize>,
     /// What the paper reports: the share found at a rank.
@@ -56,9 +60,6 @@ pub struct Identification {
     /// What is claimed, fixed before looking.
     #[serde(default)]
     pub claims: Vec<Claim>,
-    /// Of the methods, those that are kept; absent: all.
-    #[serde(default)]
-    pub only: Option<Vec<String>>,
     /// The weights and data that it runs on.
     #[serde(skip)]
     pub profile: Option<Profile>,
@@ -246,6 +247,9 @@ pub enum Features {
         /// The layer, from 0, the embeddings' own; absent: the last.
         #[serde(default)]
         layer: Option<usize>,
+        /// The model's folder among the assets; absent: the study's.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        model: Option<PathBuf>,
     },
     /// The mean over the pairs of the chosen picture's embedding under a CLIP less the rejected one's.
     ClipDifference {
@@ -387,20 +391,6 @@ impl Identification {
         study.ok_or_else(|| Error::Spec(format!("{}: cannot be read", request.study)))
     }
 
-    /// Leaves out the methods that are not to be kept.
-    fn keep_only(&mut self, problems: &mut Problems) {
-        let Some(only) = &self.only else { return };
-        let known: Vec<&str> = self.methods.iter().map(|method| method.name.as_str()).collect();
-        for unknown in only.iter().filter(|name| !known.contains(&name.as_str())) {
-            problems.push(format!(
-                "{}: only: no method named `{unknown}`, expected some of {}",
-                self.name,
-                known.join(", ")
-            ));
-        }
-        self.methods.retain(|method| only.contains(&method.name));
-    }
-
     /// Whether users are people whose choices a data set records.
     pub fn is_recorded(&self) -> bool {
         self.users.worlds.contains(&World::Recorded)
@@ -427,20 +417,30 @@ impl Identification {
                 self.name
             ));
         }
-        let unknown = "people's utilities are unknown where choices are recorded";
+        let nobody = "nobody knows people's utilities where choices are recorded";
         if self.knowledge.is_some() {
             problems.push(format!(
-                "{}: [knowledge] is about true utilities and what is measured of the desk's pictures, and {unknown}; leave it \
+                "{}: [knowledge] is about true utilities and what is measured of the desk's pictures, and {nobody}; leave it \
                  out",
                 self.name
             ));
         }
         for method in self.methods.iter().filter(|method| method.features == Features::KnownUtilities) {
             problems.push(format!(
-                "{}: methods.{}: `known-utilities`: {unknown}; leave it out (`only`)",
+                "{}: methods.{}: `known-utilities`: {nobody}; leave it out (`only`)",
                 self.name, method.name
             ));
         }
+    }
+
+    /// Leaves out the methods that are not asked for.
+    fn keep_only(&mut self, problems: &mut Problems) {
+        let Some(only) = self.only.take() else { return };
+        let known: Vec<&str> = self.methods.iter().map(|method| method.name.as_str()).collect();
+        for name in only.iter().filter(|name| !known.contains(&name.as_str())) {
+            problems.push(unknown(&format!("{}: only", self.name), "method", name, &known));
+        }
+        self.methods.retain(|method| only.contains(&method.name));
     }
 
     fn check(&self, problems: &mut Problems) {

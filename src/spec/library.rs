@@ -11,8 +11,19 @@ macro_rules! built_in {
     };
 }
 
-const EXPERIMENTS: [(&str, &str); 10] =
-    built_in!["table1", "controls", "fig2", "fig3", "fig4", "fig5", "fig6", "beta", "sensitivity", "users",];
+const EXPERIMENTS: [(&str, &str); 11] = built_in![
+    "table1",
+    "controls",
+    "fig2",
+    "fig2-ablation",
+    "fig3",
+    "fig4",
+    "fig5",
+    "fig6",
+    "beta",
+    "sensitivity",
+    "users",
+];
 const PROFILES: [(&str, &str); 2] = built_in!["profiles/desk", "profiles/paper"];
 
 /// The text of a file, and what messages call it.

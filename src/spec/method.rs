@@ -66,8 +66,13 @@ impl Method {
     }
 
     /// Whether a vision-language model reads users' choices for it.
-    pub fn reads_choices(&self) -> bool {
+    pub fn is_embedded(&self) -> bool {
         self.conditioning == Conditioning::Embedding || self.captions == Captions::WithProfile
+    }
+
+    /// Whether its images follow from a few of a user's choices.
+    pub fn reads_choices(&self) -> bool {
+        self.is_embedded() || self.conditioning == Conditioning::Posterior
     }
 }
 
@@ -102,18 +107,28 @@ pub enum Conditioning {
     Embedding,
     /// One coordinate for each user that is trained on, and a constant; it can serve nobody else.
     UserNumber,
+    /// The mean of the true weights given a few of a user's choices, by Bayes' rule over the desk's population, and a constant:
+    /// what an embedding of these choices could tell at best.
+    Posterior,
     /// A user's true weights, which nobody but the desk world knows, and a constant: the ceiling of any embedding.
     Utilities,
 }
 
 impl Conditioning {
     /// One of each, for family tests.
-    pub const ALL: &[Self] =
-        &[Self::None, Self::Constant, Self::OneHot, Self::Embedding, Self::UserNumber, Self::Utilities];
+    pub const ALL: &[Self] = &[
+        Self::None,
+        Self::Constant,
+        Self::OneHot,
+        Self::Embedding,
+        Self::UserNumber,
+        Self::Posterior,
+        Self::Utilities,
+    ];
 
     /// Whether it tells the people of `[users]` apart.
     pub fn is_of_people(self) -> bool {
-        matches!(self, Self::Embedding | Self::UserNumber | Self::Utilities)
+        matches!(self, Self::Embedding | Self::UserNumber | Self::Posterior | Self::Utilities)
     }
 }
 

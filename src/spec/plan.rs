@@ -310,7 +310,7 @@ impl Spec {
             let digest = weights_digest(&places.assets.join(file), profile);
             digests.extend(problems.take(digest).map(|digest| (format!("weights/{name}"), digest)));
         }
-        if let Some(users) = self.users.as_ref().filter(|_| self.methods.iter().any(Method::reads_choices)) {
+        if let Some(users) = self.users.as_ref().filter(|_| self.methods.iter().any(Method::is_embedded)) {
             let digest = problems.take(self.profile.reader_digest(&places.assets, &users.model));
             digests.extend(digest.map(|digest| (format!("weights/{}", users.model.display()), digest)));
         }
@@ -421,7 +421,7 @@ impl Spec {
                 let own = self.data.prompts == Prompts::Own;
                 *name != "data/pairs" || training.is_some() || method.reads_choices() || own
             })
-            .filter(|(name, _)| !is_reader(name) || method.reads_choices())
+            .filter(|(name, _)| !is_reader(name) || method.is_embedded())
             .map(|(name, digest)| (name.clone(), digest.clone()))
             .collect();
         let config = json!({

@@ -143,7 +143,7 @@ impl Profile {
             Some(name) => Ok(self.locate(name, &Hub::from_env(hub::LOCK)?)?.digest()),
             None => {
                 let path = assets.join(model).join("model.safetensors");
-                super::users::there(&path, "vlm")?;
+                super::users::there(&path)?;
                 super::weights_digest(&path, &self.name)
             }
         }

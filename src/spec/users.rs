@@ -200,6 +200,8 @@ pub struct Claim {
 pub enum Over {
     /// Another method's, for the same user where it knows users.
     Method(String),
+    /// Its own for each other user of the kind: the mean.
+    Others,
     /// Its own for another user, by a random derangement.
     Mismatched,
     /// Its own for the user with the farthest taste.
@@ -221,14 +223,16 @@ pub const FARTHEST: &str = "farthest";
 /// What a user's name begins with.
 const PREFIX: &str = "user-";
 
-/// That a model which the project does not ship is there; `name` is what `ppd pretrain` calls it.
+/// That a vision-language model of the desk's is there; its folder is called what `ppd pretrain` calls it.
 ///
 /// # Errors
 /// [`Error::Weights`] with the way to it.
-pub fn there(path: &Path, name: &str) -> Result<()> {
+pub fn there(path: &Path) -> Result<()> {
     if path.exists() {
         return Ok(());
     }
+    let folder = path.parent().and_then(Path::file_name);
+    let name = folder.unwrap_or_default().to_string_lossy();
     Err(Error::weights(
         path,
         format!(
@@ -446,7 +450,7 @@ impl Users {
         for claim in &self.claims {
             let over = match &claim.over {
                 Over::Method(over) => Some(over),
-                Over::Mismatched | Over::Farthest | Over::Condition(_) => None,
+                Over::Others | Over::Mismatched | Over::Farthest | Over::Condition(_) => None,
             };
             for name in std::iter::once(&claim.method).chain(over).filter(|name| !known(name)) {
                 problems.push(format!("{study}: users.claims: {}: no method named `{name}`", claim.id));

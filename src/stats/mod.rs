@@ -22,6 +22,7 @@ pub mod inference;
 pub mod judging;
 pub mod likelihood;
 pub mod linear;
+pub mod ordered_pairs;
 pub mod paired;
 pub mod proportion;
 pub mod replicates;

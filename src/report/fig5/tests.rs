@@ -88,6 +88,21 @@ fn images_along_a_taste_are_preferred_as_bradley_terry_says() {
     }
     let other = |over| people.compared("ppd", &over, None).unwrap().unwrap()[0].mean();
     assert!(other(Over::Farthest) > other(Over::Mismatched) && other(Over::Mismatched) > 0.55);
+    // The mean over ordered pairs, counted out.
+    let method = people.study.design.method("ppd").unwrap();
+    let who = people.of_kind(None);
+    let pairs = who.iter().flat_map(|user| who.iter().map(move |other| (*user, *other)));
+    let pairs: Vec<f64> = pairs
+        .filter(|(user, other)| user != other)
+        .map(|(user, other)| {
+            let [own, others] = [user, other].map(|whose| people.images(method, whose).unwrap());
+            own.iter()
+                .map(|(key, a)| people.tastes[&user].prefers(&a.unwrap(), &others[key].unwrap()))
+                .sum::<f64>()
+                / own.len() as f64
+        })
+        .collect();
+    assert!((other(Over::Others) - pairs.iter().sum::<f64>() / pairs.len() as f64).abs() < 1e-9);
     let output = render(&study).unwrap().unwrap();
     assert_eq!(output.figures.len(), 2);
     let claims = &output.tables[1].1;
@@ -103,7 +118,7 @@ fn images_that_are_the_bases_are_preferred_by_nobody() {
     let study = study(0.0);
     let users = study.design.people.clone().unwrap();
     let people = People::new(&study, &users);
-    for over in [Over::Method("base".into()), Over::Mismatched, Over::Farthest] {
+    for over in [Over::Method("base".into()), Over::Others, Over::Mismatched, Over::Farthest] {
         let [probability, sign] = people.compared("ppd", &over, None).unwrap().unwrap();
         assert!((probability.mean() - 0.5).abs() < 1e-12 && sign.mean() == 0.5, "{over:?}");
     }

@@ -100,7 +100,9 @@ impl Identification {
                     let mut needed: BTreeMap<String, Digest> =
                         digest("data/pairs".to_owned(), &pairs).into_iter().collect();
                     let model = match &method.features {
-                        Features::Embedding { .. } => Some(&self.embedding.model),
+                        Features::Embedding { model, .. } => {
+                            Some(model.as_ref().unwrap_or(&self.embedding.model))
+                        }
                         Features::ClipDifference { model } => Some(model),
                         Features::KnownUtilities => None,
                     };
@@ -111,7 +113,7 @@ impl Identification {
                             Some(name) => Ok(profile.locate(name, &Hub::from_env(hub::LOCK)?)?.digest()),
                             None => {
                                 if embeds {
-                                    there(&file, "vlm")?;
+                                    there(&file)?;
                                 }
                                 file_digest(&file)
                             }

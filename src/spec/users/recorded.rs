@@ -117,9 +117,11 @@ impl Users {
             problems.take(splits::assign(&[], &config));
         }
         let unknown = "people's utilities are unknown where users.choices are recorded";
-        for method in methods.iter().filter(|method| method.conditioning == Conditioning::Utilities) {
+        let knows = [Conditioning::Utilities, Conditioning::Posterior];
+        for method in methods.iter().filter(|method| knows.contains(&method.conditioning)) {
+            let name = if method.conditioning == knows[0] { "utilities" } else { "posterior" };
             problems.push(format!(
-                "{study}: methods.{}: conditioning `utilities`: {unknown}; leave it out (`only`), or take `embedding`",
+                "{study}: methods.{}: conditioning `{name}`: {unknown}; leave it out (`only`), or take `embedding`",
                 method.name
             ));
         }
