@@ -219,7 +219,7 @@ fn what_is_unknown_is_refused_with_its_place() {
         (
             "tabel1",
             "",
-            "unknown study `tabel1`, expected one of beta, controls, fig2, fig3, fig4, fig5, fig6, sensitivity, table1, users, or a path that ends in .toml; did you mean `table1`?",
+            "unknown study `tabel1`, expected one of beta, controls, fig2, fig2-ablation, fig3, fig4, fig5, fig6, sensitivity, table1, users, or a path that ends in .toml; did you mean `table1`?",
         ),
         (
             "users",

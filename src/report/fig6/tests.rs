@@ -153,7 +153,7 @@ fn words_and_neglected_captions_are_marked_as_measured() {
     let study = study(folder.path(), 1, true);
     let grid = grid(&study);
     let labels: Vec<&str> = grid.methods.iter().map(|method| method.name.as_str()).collect();
-    assert_eq!(labels, ["base", "dpo", "base-told", "ppd", "number", "oracle"]);
+    assert_eq!(labels, ["base", "dpo", "base-told", "ppd", "number", "posterior", "oracle"]);
     // An unseen user and a seen one, two prompts each.
     let lines: Vec<_> = grid.lines.iter().map(|line| (line.user, line.prompt)).collect();
     let [first, second, ..] = PROMPTS;
