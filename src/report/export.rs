@@ -79,29 +79,32 @@ pub fn to_png(svg: &str) -> Result<Vec<u8>> {
     encode_png(&rgb, width, height)
 }
 
-/// Encodes RGB pixels as PNG: by numbers from a palette where few colours are used, which halves the file.
+/// Encodes RGB pixels as PNG, in the smallest of the ways that are tried: by numbers from a palette where few colours are
+/// used; plain, which suits plots; by differences, which suits pictures.
 ///
 /// # Errors
 /// Where the encoder refuses.
 pub fn encode_png(rgb: &[u8], width: u32, height: u32) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let mut encoder = png::Encoder::new(&mut bytes, width, height);
-    encoder.set_compression(png::Compression::High);
-    let written = match indexed(rgb) {
-        Some((palette, indices)) => {
+    let encode = |palette: Option<Vec<u8>>, data: &[u8], filter: png::Filter| {
+        let mut bytes = Vec::new();
+        let mut encoder = png::Encoder::new(&mut bytes, width, height);
+        encoder.set_color(png::ColorType::Rgb);
+        if let Some(palette) = palette {
             encoder.set_color(png::ColorType::Indexed);
             encoder.set_palette(palette);
-            encoder.set_filter(png::Filter::NoFilter);
-            encoder.write_header().and_then(|mut writer| writer.write_image_data(&indices))
         }
-        None => {
-            encoder.set_color(png::ColorType::Rgb);
-            encoder.set_filter(png::Filter::Adaptive);
-            encoder.write_header().and_then(|mut writer| writer.write_image_data(rgb))
-        }
+        encoder.set_compression(png::Compression::High);
+        encoder.set_filter(filter);
+        let written = encoder.write_header().and_then(|mut writer| writer.write_image_data(data));
+        written.map_err(|e| Error::Shape(format!("a figure cannot be encoded as PNG: {e}")))?;
+        Ok(bytes)
     };
-    written.map_err(|e| Error::Shape(format!("a figure cannot be encoded as PNG: {e}")))?;
-    Ok(bytes)
+    if let Some((palette, indices)) = indexed(rgb) {
+        return encode(Some(palette), &indices, png::Filter::NoFilter);
+    }
+    let (plain, differences) =
+        (encode(None, rgb, png::Filter::NoFilter)?, encode(None, rgb, png::Filter::Adaptive)?);
+    Ok(if plain.len() <= differences.len() { plain } else { differences })
 }
 
 /// The colours in the order of their first pixels, three bytes each, and each pixel's number; `None` above 256.

@@ -166,12 +166,11 @@ impl Output {
         }
         for figure in &self.figures {
             let svg = figure.scene.to_svg(&figure.caption)?;
-            let vectors = !figure.scene.pixels_alone;
-            if vectors {
+            if !figure.scene.pixels_alone {
                 files.push((format!("{}.pdf", figure.name), export::to_pdf(&svg)?));
             }
             files.push((format!("{}.png", figure.name), export::to_png(&svg)?));
-            if vectors {
+            if !figure.scene.holds_pictures() {
                 files.push((format!("{}.svg", figure.name), svg.into_bytes()));
             }
             files.push((format!("{}.csv", figure.name), figure.data.csv().into_bytes()));
@@ -200,7 +199,7 @@ impl Output {
             parts.push(format!(
                 "<img src=\"{figures}/{}.{}\" alt=\"{alt}\" width=\"{width}\">\n\n{}\n",
                 figure.name,
-                if figure.scene.pixels_alone { "png" } else { "svg" },
+                if figure.scene.holds_pictures() { "png" } else { "svg" },
                 figure.caption
             ));
         }
@@ -233,7 +232,8 @@ pub fn write(outputs: &[Output], folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(written)
 }
 
-/// The files in `folder` that are missing or differ from what `outputs` would write.
+/// The files in `folder` that are missing or differ from what `outputs` would write. A PDF says what the picture beside it says,
+/// and is not kept where records are published: one that is missing is none of these.
 ///
 /// # Errors
 /// Where a figure cannot be drawn.
@@ -241,6 +241,7 @@ pub fn stale(outputs: &[Output], folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files(outputs)?
         .into_iter()
         .map(|(name, bytes)| (folder.join(name), bytes))
+        .filter(|(path, _)| path.exists() || path.extension().is_none_or(|kind| kind != "pdf"))
         .filter(|(path, bytes)| std::fs::read(path).map_or(true, |standing| standing != *bytes))
         .map(|(path, _)| path)
         .collect())

@@ -234,6 +234,11 @@ impl Scene {
         }
     }
 
+    /// Whether there are pictures in it, which an SVG would hold once more as text.
+    pub fn holds_pictures(&self) -> bool {
+        !self.pictures.is_empty()
+    }
+
     /// An open path.
     pub fn path(&mut self, points: Vec<(f64, f64)>, width: f64, color: Color) {
         self.shapes.push(Shape::Path { points, width, color });

@@ -5,7 +5,10 @@ use super::study::{Method, Picture, Study, reward_label};
 use super::table::{Cell, Kind, Table};
 use super::{Figure, Output, Result};
 
-/// Renders a sheet with one line for each method and user and one column for each prompt; `None` where no image was
+/// The most prompts of a sheet.
+const COLUMNS: usize = 3;
+
+/// Renders a sheet with one line for each method and user and one column for each of the first prompts; `None` where no image was
 /// kept. Mixtures of users are left to Figure 4.
 ///
 /// # Errors
@@ -32,6 +35,7 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
         lines.iter().flat_map(|line| &line.2).map(|p| (p.kept.prompt, p.kept.text.as_str())).collect();
     prompts.sort_unstable();
     prompts.dedup();
+    prompts.truncate(COLUMNS);
 
     const LEFT: f64 = 104.0;
     const GAP: f64 = 4.0;
@@ -64,7 +68,9 @@ pub fn render(study: &Study) -> Result<Option<Output>> {
     for (at, text) in legend.into_iter().enumerate() {
         scene.label(Label::new((LEFT, below + 9.0 * at as f64), text).small());
     }
-    let shown: Vec<&Picture> = lines.iter().flat_map(|line| line.2.iter().copied()).collect();
+    let is_shown = |picture: &&Picture| prompts.iter().any(|(prompt, _)| *prompt == picture.kept.prompt);
+    let shown: Vec<&Picture> =
+        lines.iter().flat_map(|line| line.2.iter().copied()).filter(is_shown).collect();
     let figure = Figure {
         name: "samples".into(),
         caption: "The first prompts' images, all from the same noise, under the first training seed: nothing is picked."

@@ -84,7 +84,7 @@ fn a_study_of_another_kind_is_read_and_refused_with_its_place() {
         ("users.worlds=[\"shared\"]", "users.worlds are of simulated users"),
         ("users.worlds=[\"recorded\", \"topics\"]", "stand alone"),
         ("only=[\"bayes\"]", "methods.bayes: `known-utilities`"),
-        ("only=[\"base\"]", "only: no method named `base`"),
+        ("only=[\"base\"]", "only: unknown method `base`"),
         (
             "knowledge={ seed = 1, folds = 2, epochs = 1, batch = 1, learning_rate = 0.1, weight_decay = 0.0 }",
             "[knowledge]",

@@ -27,4 +27,5 @@ mod seeded;
 mod stage_c;
 mod stats;
 mod study;
+mod thinned;
 mod training;
