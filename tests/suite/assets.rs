@@ -33,6 +33,9 @@ fn recipe(name: &str, manifest: &Manifest) -> Value {
         "hps-twin" => to_value(HpsConfig::twin()).unwrap(),
         "vlm" => to_value(VlmConfig::embedder()).unwrap(),
         "vlm-judge" => to_value(VlmConfig::judge()).unwrap(),
+        // These two are not shipped; whoever ran the ablation has them.
+        "vlm-pictures" => to_value(VlmConfig::pictures()).unwrap(),
+        "vlm-untrained" => to_value(VlmConfig::untrained()).unwrap(),
         other => panic!("assets/desk/{other} is no model that `ppd pretrain` makes"),
     }
 }
@@ -85,7 +88,7 @@ fn every_model_opens() {
                 )
                 .unwrap();
             }
-            "vlm" | "vlm-judge" => {
+            "vlm" | "vlm-judge" | "vlm-pictures" | "vlm-untrained" => {
                 drop(Vlm::open(&folder, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap())
             }
             _ => drop(open_reward(&folder.join("model.safetensors"), &candle_core::Device::Cpu).unwrap()),

@@ -196,8 +196,7 @@ fn the_figure_is_clean_and_repeats_to_the_byte() {
     );
     let names: Vec<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
     let expected = ["md", "csv", "tex"].map(|ending| format!("fig6-agreement.{ending}"));
-    let expected =
-        expected.into_iter().chain(["pdf", "png", "svg", "csv", "html"].map(|e| format!("fig6.{e}")));
+    let expected = expected.into_iter().chain(["pdf", "png", "csv", "html"].map(|e| format!("fig6.{e}")));
     assert_eq!(names, expected.collect::<Vec<_>>());
     // A place to look at the figure while working on it.
     if let Some(folder) = std::env::var_os("PPD_LOOK") {
