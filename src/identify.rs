@@ -13,7 +13,7 @@ use std::path::Path;
 use candle_core::Device;
 
 use crate::data::Preference;
-use crate::data::album::{Album, States};
+use crate::data::album::States;
 use crate::data::desk::users::{self, Choice, Shown, Use};
 use crate::data::gallery::Gallery;
 use crate::data::recorded;
@@ -113,9 +113,7 @@ impl<'a> Identifier<'a> {
         workers: &'a Workers,
         progress: &Progress,
     ) -> Result<Self> {
-        let album = Album::open(source.path, source.digest.clone())?;
-        let mut pairs = album.load()?;
-        pairs.truncate(source.most.unwrap_or(usize::MAX));
+        let (album, pairs) = source.recorded()?;
         let mut states = States::open(&album, source.cache)?;
         let enough = |choices: &[Choice]| {
             let fits = |separation: &Separation| {

@@ -46,6 +46,19 @@ pub struct Source<'a> {
     pub cache: &'a Path,
 }
 
+impl Source<'_> {
+    /// Recorded pairs, and the album that their pictures are in.
+    ///
+    /// # Errors
+    /// Where there are none, or a file is damaged.
+    pub fn recorded(&self) -> Result<(Album, Vec<Preference>)> {
+        let album = Album::open(self.path, self.digest.clone())?;
+        let mut pairs = album.load()?;
+        pairs.truncate(self.most.unwrap_or(usize::MAX));
+        Ok((album, pairs))
+    }
+}
+
 impl Choices {
     /// Lets everybody choose among the study's pairs, or reads what she chose.
     ///
@@ -105,9 +118,7 @@ impl Choices {
         config: &recorded::Config,
         progress: &Progress,
     ) -> Result<Self> {
-        let album = Album::open(source.path, source.digest.clone())?;
-        let mut pairs = album.load()?;
-        pairs.truncate(source.most.unwrap_or(usize::MAX));
+        let (album, pairs) = source.recorded()?;
         let mut states = States::open(&album, source.cache)?;
         let everybody = recorded::gather(&pairs, (&album, &mut states), config, progress)?;
         drop(states);
