@@ -109,13 +109,22 @@ pub fn embed_groups(
         ]))
     })?;
     let texts = shards.read_all(WRITTEN, DType::F32, &Device::Cpu)?.to_vec2::<f32>()?;
-    let text = |ids: Vec<f32>| {
-        let ids: Vec<u32> = ids.into_iter().take_while(|id| *id >= 0.0).map(|id| id as u32).collect();
-        vlm.tokenizer.decode(&ids, false)
-    };
+    let ids: Vec<Vec<u32>> = texts
+        .into_iter()
+        .map(|ids| ids.into_iter().take_while(|id| *id >= 0.0).map(|id| id as u32).collect())
+        .collect();
+    let cut = ids.iter().filter(|ids| ids.last().is_some_and(|last| !vlm.end_tokens.contains(last))).count();
+    if cut > 0 {
+        progress.note(&format!(
+            "{cut} of {} texts about users' choices were cut off after {} tokens, before a profile was written: their states \
+             tell little of the user; raise max_new_tokens",
+            groups.len(),
+            how.max_new_tokens
+        ));
+    }
     Ok(Embedded {
         states: layer(&shards, groups.len(), how.layer)?,
-        texts: texts.into_iter().map(text).collect::<Result<_>>()?,
+        texts: ids.iter().map(|ids| vlm.tokenizer.decode(ids, false)).collect::<Result<_>>()?,
     })
 }
 

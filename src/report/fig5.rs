@@ -29,9 +29,23 @@ use crate::stats::{Crossed, Direction, Estimate, Inference, Rule, Verdict};
 /// The probability that ours is preferred, and whether its utility is higher.
 type Preferred = [f64; 2];
 
-/// What each image of one method, under one condition, shows: by prompt and noise; nothing where nobody knows what people
-/// see.
-type Seen = BTreeMap<(u32, u64), Option<Features>>;
+/// What each image of one method, under one condition, shows: by prompt and noise, then by training seed; nothing where
+/// nobody knows what people see.
+type Seen = BTreeMap<(u32, u64), BTreeMap<u64, Option<Features>>>;
+
+/// The images that are compared with each other: of one training seed, where both sides have several; a side with a single
+/// one (the base) stands beside every training of the other.
+fn paired<'a>(
+    ours: &'a BTreeMap<u64, Option<Features>>,
+    theirs: &'a BTreeMap<u64, Option<Features>>,
+) -> impl Iterator<Item = [&'a Option<Features>; 2]> {
+    let of = |side: &'a BTreeMap<u64, Option<Features>>, seed: &u64| match side.len() {
+        1 => side.values().next(),
+        _ => side.get(seed),
+    };
+    let trained = if ours.len() == 1 { theirs } else { ours };
+    trained.keys().filter_map(move |seed| Some([of(ours, seed)?, of(theirs, seed)?]))
+}
 
 /// The people with what was made for them.
 struct People<'a> {
@@ -55,7 +69,7 @@ impl<'a> People<'a> {
                 continue;
             }
             let images = seen.entry((row.method.clone(), row.condition.clone())).or_default();
-            images.insert((row.prompt, row.noise_seed), features);
+            images.entry((row.prompt, row.noise_seed)).or_default().insert(row.train_seed, features);
         }
         Self { study, users, tastes, seen }
     }
@@ -97,14 +111,17 @@ impl<'a> People<'a> {
     fn by_prompt(&self, user: i64, ours: &Seen, theirs: &Seen) -> BTreeMap<u32, Preferred> {
         let Some(taste) = self.tastes.get(&user) else { return BTreeMap::new() };
         let mut values: BTreeMap<u32, Vec<Preferred>> = BTreeMap::new();
-        for ((prompt, noise), a) in ours {
-            let (Some(a), Some(Some(b))) = (a, theirs.get(&(*prompt, *noise))) else { continue };
-            let sign = match taste.utility(a).partial_cmp(&taste.utility(b)) {
-                Some(std::cmp::Ordering::Greater) => 1.0,
-                Some(std::cmp::Ordering::Less) => 0.0,
-                _ => 0.5,
-            };
-            values.entry(*prompt).or_default().push([taste.prefers(a, b), sign]);
+        for ((prompt, noise), ours) in ours {
+            let Some(theirs) = theirs.get(&(*prompt, *noise)) else { continue };
+            for both in paired(ours, theirs) {
+                let [Some(a), Some(b)] = both else { continue };
+                let sign = match taste.utility(a).partial_cmp(&taste.utility(b)) {
+                    Some(std::cmp::Ordering::Greater) => 1.0,
+                    Some(std::cmp::Ordering::Less) => 0.0,
+                    _ => 0.5,
+                };
+                values.entry(*prompt).or_default().push([taste.prefers(a, b), sign]);
+            }
         }
         let mean = |values: Vec<Preferred>| {
             [0, 1].map(|which| values.iter().map(|value| value[which]).sum::<f64>() / values.len() as f64)
@@ -366,7 +383,9 @@ pub fn questions(study: &Study) -> Vec<Question> {
                 };
                 let Some((right, theirs)) = right else { continue };
                 for ((prompt, noise), a) in ours {
-                    let Some(b) = theirs.get(&(*prompt, *noise)) else { continue };
+                    // Judges see the images of the first training.
+                    let first = theirs.get(&(*prompt, *noise)).and_then(|theirs| paired(a, theirs).next());
+                    let Some([a, b]) = first else { continue };
                     // Of prompts that are people's own, each is asked about hers.
                     let foreign = |each| !users.prompts_of_user(user, each).contains(prompt);
                     if study.design.own_prompts.is_some_and(foreign) {
@@ -440,9 +459,12 @@ fn table(hero: &Method, compared: &[Compared], study: &Study) -> Table {
         .filter(|header| header.method == hero.name)
         .map(|header| header.train_seed)
         .collect();
-    if seeds.len() == 1 {
-        table.note("One training seed: intervals are over users and captions, for this training.");
-    }
+    table.note(match seeds.len() {
+        0 | 1 => "One training seed: intervals are over users and captions, for this training.".to_owned(),
+        count => format!(
+            "Means over {count} training seeds; intervals are over users and captions, for these trainings."
+        ),
+    });
     table
 }
 

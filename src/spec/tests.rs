@@ -139,6 +139,24 @@ fn what_needs_peoples_utilities_is_refused_where_choices_are_recorded() {
 }
 
 #[test]
+fn other_choices_are_told_of_as_many_users_as_the_study_says() {
+    let spec = |set: &[&str]| Spec::load(&request("users", set)).unwrap();
+    let conditions = |set: &[&str], told: &str| -> usize {
+        let study = spec(set);
+        let all = &study.method("ppd").unwrap().conditions;
+        all.iter().filter(|user| user.to_string().ends_with(told)).count()
+    };
+    let all = ["users.evaluated={ seen = 5, unseen = 9 }"];
+    assert_eq!(conditions(&all, "@8"), 9);
+    let some = [all[0], "users.varied=4"];
+    assert_eq!((conditions(&some, "@8"), conditions(&some, "@4.1")), (4, 4));
+    assert_eq!(conditions(&some, "user-100008"), 1, "everybody's usual choices are told");
+    let mut problems = Problems::default();
+    spec(&["users.varied=1"]).check(&mut problems);
+    assert!(problems.into_lines().join("\n").contains("users.varied is 1, expected at least 2"));
+}
+
+#[test]
 fn everybody_answers_captions_of_her_own_and_a_stranger_answers_them_too() {
     let study = Spec::load(&Request {
         profile: "paper".into(),

@@ -55,6 +55,9 @@ pub struct Users {
     pub null_share: f64,
     /// Users of each kind that images are made for.
     pub evaluated: Evaluated,
+    /// For how many of them other choices are told than usual, or fewer or more; absent: for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub varied: Option<usize>,
     /// The model that embeds: its folder among the assets, or the name of the profile's artefact.
     pub model: PathBuf,
     /// The words that it is asked in.
@@ -306,8 +309,7 @@ impl Users {
     pub(super) fn identity(&self) -> serde_json::Value {
         let mut identity = serde_json::to_value(self).expect("a section is plain data");
         if let Some(fields) = identity.as_object_mut() {
-            fields.remove("evaluated");
-            for reported in ["claims", "judges", "labelled", "showcase"] {
+            for reported in ["evaluated", "varied", "claims", "judges", "labelled", "showcase"] {
                 fields.remove(reported);
             }
             if self.words != Words::Desk {
@@ -324,7 +326,9 @@ impl Users {
                 .into_iter()
                 .find_map(|(all, kind)| Some((kind, name.strip_prefix(all)?)))?;
             let one = |id: i64| Condition::user(format!("{PREFIX}{id}{told}"));
-            (told.is_empty() || told.starts_with('@')).then(|| self.evaluated(kind).map(one).collect())
+            let most = if told.is_empty() { usize::MAX } else { self.varied.unwrap_or(usize::MAX) };
+            (told.is_empty() || told.starts_with('@'))
+                .then(|| self.evaluated(kind).take(most).map(one).collect())
         };
         let expanded = method.conditions.iter().flat_map(|condition| {
             condition.single().and_then(everybody).unwrap_or_else(|| vec![condition.clone()])
@@ -358,6 +362,12 @@ impl Users {
                     "{study}: users.evaluated is {evaluated} {name} users, expected 1 to {most} (users.{name})"
                 ));
             }
+        }
+        if self.varied.is_some_and(|varied| !(2..=self.evaluated.all()).contains(&varied)) {
+            problems.push(format!(
+                "{study}: users.varied is {}, expected at least 2, and no more than users.evaluated",
+                self.varied.unwrap_or_default()
+            ));
         }
         self.check_recorded(study, methods, problems);
         // Blocks make images; of two further groups, each can stand for the user while the other is learned from.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Column, People, percent};
+use super::{Column, People, paired, percent};
 use crate::report::panel::{Axis, Panel};
 use crate::report::plot::{COLUMN, Color, Look, Scene};
 use crate::report::study::{BOOTSTRAP, Method, RESAMPLES};
@@ -25,7 +25,9 @@ pub(super) fn figure(people: &People, hero: &Method) -> Result<Option<Figure>> {
             let Some(theirs) = people.images(hero, other) else { return Ok(None) };
             let values: Vec<f64> = own
                 .iter()
-                .filter_map(|(key, a)| Some(taste.prefers(&(*a)?, &(*theirs.get(key)?)?)))
+                .filter_map(|(key, ours)| Some(paired(ours, theirs.get(key)?)))
+                .flatten()
+                .filter_map(|[a, b]| Some(taste.prefers(a.as_ref()?, b.as_ref()?)))
                 .collect();
             if values.is_empty() {
                 continue;

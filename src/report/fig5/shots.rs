@@ -40,9 +40,14 @@ pub(super) fn table(people: &People, hero: &Method) -> Result<Option<Table>> {
             draw => format!("{shots}, of block {}", draw + 1),
         };
         for kind in KINDS {
-            let who: Vec<i64> = people.of_kind(kind);
             let ours = |user: i64| of(people, hero, user, (shots, draw));
-            // Users of a kind all have such images, or none has.
+            // All of a kind have such images, or the first of them, or none; a part of them is not all.
+            let mut who: Vec<i64> = people.of_kind(kind);
+            let everybody = who.len();
+            who.retain(|&user| ours(user).is_some());
+            if kind.is_none() && who.len() < everybody {
+                continue;
+            }
             let Some(over_base) = people.preference(&who, ours, |user| people.images(base, user))? else {
                 continue;
             };

@@ -97,7 +97,7 @@ fn images_along_a_taste_are_preferred_as_bradley_terry_says() {
         .map(|(user, other)| {
             let [own, others] = [user, other].map(|whose| people.images(method, whose).unwrap());
             own.iter()
-                .map(|(key, a)| people.tastes[&user].prefers(&a.unwrap(), &others[key].unwrap()))
+                .map(|(key, a)| people.tastes[&user].prefers(&a[&0].unwrap(), &others[key][&0].unwrap()))
                 .sum::<f64>()
                 / own.len() as f64
         })
@@ -111,6 +111,33 @@ fn images_along_a_taste_are_preferred_as_bradley_terry_says() {
     for figure in &output.figures {
         assert_eq!(super::super::panel::faults(&figure.scene), Vec::<String>::new());
     }
+}
+
+#[test]
+fn trainings_are_compared_with_the_rivals_of_their_seed_and_with_the_one_base() {
+    let (moved, still) = (study(0.25), study(0.0));
+    let users = moved.design.people.clone().unwrap();
+    let single = People::new(&moved, &users).compared("ppd", &Over::Method("base".into()), None);
+    let ahead = single.unwrap().unwrap()[0].mean();
+    // The second training's images are the base's.
+    let seeded = |rows: &[Row], seed: u64| -> Vec<Row> {
+        let trained = rows.iter().filter(|row| row.method != "base");
+        trained.map(|row| Row { train_seed: seed, ..row.clone() }).collect()
+    };
+    let base = moved.rows().iter().filter(|row| row.method == "base").cloned();
+    let rows = [base.collect(), seeded(moved.rows(), 1), seeded(still.rows(), 2)].concat();
+    let both = Study::new(design(), rows);
+    let people = People::new(&both, &users);
+    for rival in ["base", "dpo"] {
+        let [probability, sign] = people.compared("ppd", &Over::Method(rival.into()), None).unwrap().unwrap();
+        assert!((probability.mean() - (ahead + 0.5) / 2.0).abs() < 1e-12, "{rival}");
+        assert!((sign.mean() - 0.75).abs() < 1e-12, "{rival}");
+    }
+    // Judges are asked about the first training's images.
+    let asked = |study: &Study| -> Vec<Option<f64>> {
+        questions(study).into_iter().map(|one| one.probability).collect()
+    };
+    assert_eq!(asked(&both), asked(&moved));
 }
 
 #[test]
