@@ -314,6 +314,7 @@ mod tests {
             judges: Vec::new(),
             labelled: None,
             evaluated: Evaluated::OfEach(2),
+            varied: None,
             model: "desk/vlm".into(),
             max_new_tokens: 4,
             batch: 2,

@@ -13,6 +13,7 @@
 //! The same rows give the same bytes on every day and for any number of threads, so [`stale`] can tell whether the
 //! files in a folder are what the records say.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
@@ -232,18 +233,25 @@ pub fn write(outputs: &[Output], folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(written)
 }
 
-/// The files in `folder` that are missing or differ from what `outputs` would write. A PDF says what the picture beside it says,
-/// and is not kept where records are published: one that is missing is none of these.
+/// The files in `folder` that are missing or differ from what `outputs` would write. A PDF, a page, and a PNG beside an SVG say
+/// what the picture beside them says, and are not kept where records are published: one that is missing is none of these.
 ///
 /// # Errors
 /// Where a figure cannot be drawn.
 pub fn stale(outputs: &[Output], folder: &Path) -> Result<Vec<PathBuf>> {
-    Ok(files(outputs)?
-        .into_iter()
-        .map(|(name, bytes)| (folder.join(name), bytes))
-        .filter(|(path, _)| path.exists() || path.extension().is_none_or(|kind| kind != "pdf"))
-        .filter(|(path, bytes)| std::fs::read(path).map_or(true, |standing| standing != *bytes))
-        .map(|(path, _)| path)
+    let files = files(outputs)?;
+    let drawn: BTreeSet<&str> = files.iter().filter_map(|(name, _)| name.strip_suffix(".svg")).collect();
+    let is_said_again = |name: &str| match name.rsplit_once('.') {
+        Some((_, "pdf" | "html")) => true,
+        Some((figure, "png")) => drawn.contains(figure),
+        _ => false,
+    };
+    Ok(files
+        .iter()
+        .map(|(name, bytes)| (name, folder.join(name), bytes))
+        .filter(|(name, path, _)| path.exists() || !is_said_again(name))
+        .filter(|(_, path, bytes)| std::fs::read(path).map_or(true, |standing| standing != **bytes))
+        .map(|(_, path, _)| path)
         .collect())
 }
 
@@ -289,10 +297,20 @@ mod tests {
         let outputs = render_all(&testing::study()).unwrap();
         let all = stale(&outputs, folder.path()).unwrap();
         let written = write(&outputs, folder.path()).unwrap();
-        let is_pdf = |path: &&PathBuf| path.extension().is_some_and(|kind| kind == "pdf");
-        assert!(written.iter().any(|path| is_pdf(&path)));
-        assert_eq!(written.iter().filter(|path| !is_pdf(path)).cloned().collect::<Vec<_>>(), all);
+        let is_said_again = |path: &&PathBuf| {
+            let kind = path.extension().and_then(|kind| kind.to_str());
+            kind == Some("pdf") || (kind == Some("png") && path.with_extension("svg").exists())
+        };
+        let (again, once): (Vec<&PathBuf>, Vec<&PathBuf>) = written.iter().partition(is_said_again);
+        assert!(again.iter().any(|path| path.extension().is_some_and(|kind| kind == "png")));
+        assert_eq!(once, all.iter().collect::<Vec<_>>());
         assert!(stale(&outputs, folder.path()).unwrap().is_empty());
+        // Where it stands, it must say the same.
+        std::fs::write(again[0], "edited").unwrap();
+        assert_eq!(stale(&outputs, folder.path()).unwrap(), [again[0].clone()]);
+        std::fs::remove_file(again[0]).unwrap();
+        assert!(stale(&outputs, folder.path()).unwrap().is_empty());
+        write(&outputs, folder.path()).unwrap();
         assert!(write(&outputs, folder.path()).unwrap().is_empty(), "fresh files are left alone");
         std::fs::write(folder.path().join("table1.md"), "edited").unwrap();
         assert_eq!(stale(&outputs, folder.path()).unwrap(), [folder.path().join("table1.md")]);
