@@ -122,15 +122,6 @@ impl Affine {
             || Panels::new(self.outputs(), self.inputs(), |output, input| self.forward.at(input, output));
         self.back.get_or_init(transposed).multiply(dx, dy, false);
     }
-
-    /// The rows of its weight (outputs, inputs) from the given output on, and their bias.
-    fn rows_from(&self, first: usize, device: &Device) -> TensorResult<(Tensor, Tensor)> {
-        let (inputs, outputs) = (self.inputs(), self.outputs());
-        let weight = (first..outputs).flat_map(|output| (0..inputs).map(move |input| (input, output)));
-        let weight: Vec<f32> = weight.map(|(input, output)| self.forward.at(input, output)).collect();
-        let bias = Tensor::from_slice(&self.bias[first..], outputs - first, device)?;
-        Ok((Tensor::from_vec(weight, (outputs - first, inputs), device)?, bias))
-    }
 }
 
 /// What one operation keeps from its way forward for its way back.

@@ -13,6 +13,8 @@ pub struct PackedAttention(Arc<AttentionMaps>);
 struct AttentionMaps {
     to_qkv: Affine,
     to_out: Affine,
+    /// The part of `to_qkv` that tokens from outside the picture go through, (2C, C) and (2C).
+    to_kv: (Tensor, Tensor),
     num_heads: usize,
 }
 
@@ -30,8 +32,13 @@ impl PackedAttention {
         if !fits(&[to_qkv.0, to_qkv.1, to_out.0, to_out.1]) {
             return Ok(None);
         }
+        let channels = to_out.1.dim(0)?;
+        // A copy: a view would keep the whole weight in memory beside its packed form.
+        let part =
+            |xs: &Tensor| xs.narrow(0, channels, xs.dim(0)?.saturating_sub(channels))?.force_contiguous();
+        let to_kv = (part(to_qkv.0)?, part(to_qkv.1)?);
         let (to_qkv, to_out) = (Affine::new(to_qkv.0, to_qkv.1)?, Affine::new(to_out.0, to_out.1)?);
-        Ok(Some(Self(Arc::new(AttentionMaps { to_qkv, to_out, num_heads }))))
+        Ok(Some(Self(Arc::new(AttentionMaps { to_qkv, to_out, to_kv, num_heads }))))
     }
 
     /// Keys and values of tokens from outside the picture.
@@ -42,9 +49,8 @@ impl PackedAttention {
     /// # Errors
     /// Where the shapes do not fit.
     pub fn key_value(&self, tokens: &Tensor) -> TensorResult<KeyValue> {
-        let maps = &*self.0;
-        let (weight, bias) = maps.to_qkv.rows_from(maps.to_out.outputs(), tokens.device())?;
-        Ok(KeyValue::new(linear(tokens, &weight, Some(&bias))?))
+        let (weight, bias) = &self.0.to_kv;
+        Ok(KeyValue::new(linear(tokens, weight, Some(bias))?))
     }
 
     /// Applies the block.
