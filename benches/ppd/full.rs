@@ -126,7 +126,8 @@ pub fn step(
         let tokens = denoiser.conditioning_tokens(&part(&text)?, &part(&pooled)?, &part(&image)?)?;
         let text = double(denoiser.key_values(&tokens)?)?;
         let user = double(adapter.key_values(&adapter.tokens(&part(&users)?)?)?)?;
-        let reference = if cached { known.lock().expect("no panic").get(&start).cloned() } else { None };
+        let known = cached.then(|| known.lock().expect("no panic").get(&start).cloned()).flatten();
+        let reference = known.into_iter().flatten().map(Some).collect();
         Ok(MicroBatch { noised, noise, timestep, text, user, reference })
     };
     let mut done = 0;

@@ -114,7 +114,8 @@ pub fn step(inputs: &Path, threads: usize, reps: usize, cached: bool) -> Result<
         let tokens = exported.denoiser.conditioning_tokens(&part(&text)?, &part(&pooled)?, &part(&image)?)?;
         let text = double(exported.denoiser.key_values(&tokens)?)?;
         let user = double(adapter.key_values(&part(&user)?)?)?;
-        let reference = if cached { known.lock().expect("no panic").get(&start).cloned() } else { None };
+        let known = cached.then(|| known.lock().expect("no panic").get(&start).cloned()).flatten();
+        let reference = known.into_iter().flatten().map(Some).collect();
         Ok(MicroBatch { noised, noise, timestep, text, user, reference })
     };
     let mut losses = Vec::new();

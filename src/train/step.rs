@@ -41,8 +41,8 @@ pub struct MicroBatch {
     pub text: Vec<KeyValue>,
     /// Keys and values of the users; what trains is behind them.
     pub user: Vec<KeyValue>,
-    /// The reference's errors on (chosen, rejected) of each pair, where they are known.
-    pub reference: Option<Vec<[f64; 2]>>,
+    /// The reference's errors on (chosen, rejected) of each pair, where they are known; empty: of none.
+    pub reference: Vec<Option<[f64; 2]>>,
 }
 
 /// What a step did.
@@ -130,7 +130,7 @@ impl<'a> Stepper<'a> {
                 let batch = micro_batch(item)?;
                 let predicted = batch.predict(denoiser, needs)?;
                 let errors = predicted.numbers(needs)?;
-                if needs.reference && batch.reference.is_none() {
+                if predicted.computed {
                     learned(item, &predicted.reference);
                 }
                 if needs.batch {
@@ -223,6 +223,8 @@ struct Predicted {
     errors: Tensor,
     /// The reference's, by pair; empty where the objective does not read them.
     reference: Vec<[f64; 2]>,
+    /// Whether any of these had to be computed.
+    computed: bool,
     pairs: usize,
 }
 
@@ -246,17 +248,36 @@ impl MicroBatch {
         let Self { noised, noise, timestep, text, user, reference } = self;
         let pairs = noised.dim(0)? / if needs.rejected { 2 } else { 1 };
         let errors = nn::squared_error(&denoiser.forward(noised, timestep, text, Some(user))?, noise)?;
-        let reference = match reference {
-            _ if !needs.reference => Vec::new(),
-            Some(known) => known.clone(),
-            None => {
-                let errors =
-                    host(&nn::squared_error(&denoiser.forward(noised, timestep, text, None)?, noise)?)?;
-                let rejected = |pair: usize| errors.get(pairs + pair).copied().unwrap_or(f64::NAN);
-                (0..pairs).map(|pair| [errors[pair], rejected(pair)]).collect()
+        let mut known = reference.clone();
+        known.resize(if needs.reference { pairs } else { 0 }, None);
+        let unknown: Vec<usize> = (0..known.len()).filter(|&pair| known[pair].is_none()).collect();
+        if !unknown.is_empty() {
+            for (&pair, errors) in unknown.iter().zip(self.of_reference(denoiser, &unknown, pairs)?) {
+                known[pair] = Some(errors);
             }
+        }
+        let reference = known.into_iter().flatten().collect();
+        Ok(Predicted { errors, reference, computed: !unknown.is_empty(), pairs })
+    }
+
+    /// The reference's errors on (chosen, rejected) of some of the pairs.
+    fn of_reference(&self, denoiser: &StageC, wanted: &[usize], pairs: usize) -> Result<Vec<[f64; 2]>> {
+        let Self { noised, noise, timestep, text, .. } = self;
+        let images = noised.dim(0)?;
+        let errors = if wanted.len() == pairs {
+            nn::squared_error(&denoiser.forward(noised, timestep, text, None)?, noise)?
+        } else {
+            let rows =
+                (0..images / pairs).flat_map(|side| wanted.iter().map(move |pair| side * pairs + pair));
+            let rows: Vec<u32> = rows.map(|row| row as u32).collect();
+            let rows = Tensor::from_slice(&rows, rows.len(), noised.device())?;
+            let of = |xs: &Tensor| xs.index_select(&rows, 0);
+            let text = text.iter().map(|kv| kv.select(&rows)).collect::<nn::TensorResult<Vec<_>>>()?;
+            nn::squared_error(&denoiser.forward(&of(noised)?, &of(timestep)?, &text, None)?, &of(noise)?)?
         };
-        Ok(Predicted { errors, reference, pairs })
+        let errors = host(&errors)?;
+        let rejected = |i: usize| errors.get(wanted.len() + i).copied().unwrap_or(f64::NAN);
+        Ok((0..wanted.len()).map(|i| [errors[i], rejected(i)]).collect())
     }
 }
 
