@@ -2,14 +2,17 @@
 //!
 //! Every image draws its own noise from (seed, prompt), so it does not depend on the batch it falls into, on the number
 //! of workers, or on the method: all methods start from the same noise. Text and user keys and values are computed once
-//! for each image, not once for each step, and the two halves of classifier-free guidance run as one batch.
+//! for each text and user of a batch, not once for each image or step, and the two halves of classifier-free guidance run
+//! as one batch.
 
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Adapter;
 use crate::base::Base;
-use crate::diffusion::{Process, Sampler, SamplerConfig, UnconditionalUser};
+use crate::diffusion::{
+    GuidanceSteps, Process, Sampler, SamplerConfig, UnconditionalHalf, UnconditionalUser,
+};
 use crate::error::Result;
 use crate::nn::KeyValue;
 use crate::nn::workers::Workers;
@@ -28,6 +31,9 @@ pub struct Sampling {
     pub guidance_scale: GuidanceScale,
     /// The user in the unconditional half.
     pub unconditional_user: UnconditionalUser,
+    /// At which steps guidance's other half is evaluated.
+    #[serde(default, skip_serializing_if = "GuidanceSteps::is_all")]
+    pub guidance_steps: GuidanceSteps,
 }
 
 /// One image to make.
@@ -85,6 +91,7 @@ fn sample_batch(
         prompts: &prompts,
         unconditional: &Unconditional::Captions(vec![String::new(); prompts.len()]),
         guidance_scale: sampling.guidance_scale,
+        guidance_steps: sampling.guidance_steps,
         user: branch,
     };
     let seeds: Vec<(Seed, u64)> = requests.iter().map(|r| (r.seed, r.index)).collect();
@@ -101,6 +108,8 @@ pub struct Task<'a> {
     pub unconditional: &'a Unconditional,
     /// How far; 1 is no guidance.
     pub guidance_scale: GuidanceScale,
+    /// At which steps the other half is evaluated.
+    pub guidance_steps: GuidanceSteps,
     /// The user that all of them are for.
     pub user: Option<&'a UserBranch>,
 }
@@ -133,31 +142,79 @@ pub fn sample_latents(
     let Prior { denoiser, device, .. } = prior;
     let guided = task.guidance_scale.get() > 1.0;
     let count = task.prompts.len();
-    let tokens = match (guided, task.unconditional) {
-        (false, _) => prior.conditioning_tokens(task.prompts)?,
-        // [conditional; unconditional], the order of diffusers.
-        (true, Unconditional::Captions(captions)) => {
-            prior.conditioning_tokens(&[task.prompts, captions].concat())?
-        }
-        (true, Unconditional::Zeros) => {
-            let zeros = prior.zero_conditioning_tokens(count)?;
-            Tensor::cat(&[prior.conditioning_tokens(task.prompts)?, zeros], 0)?
-        }
-    };
-    let text = denoiser.key_values(&tokens)?;
+    let text = text_key_values(prior, task.prompts, task.unconditional, guided)?;
     let user = task.user.map(|branch| branch.expand(count, guided)).transpose()?;
+    let mut steps = match guided {
+        true => task.guidance_steps.halves(process.timesteps()).into_iter(),
+        false => vec![UnconditionalHalf::Absent; process.timesteps().len()].into_iter(),
+    };
+    // Where a step evaluates the conditional half alone.
+    let half = |kvs: &[KeyValue]| -> Result<Vec<KeyValue>> {
+        Ok(kvs.iter().map(|kv| kv.map(|t| t.narrow(0, 0, count))).collect::<candle_core::Result<_>>()?)
+    };
+    let (conditional_text, conditional_user) = match guided && !task.guidance_steps.is_all() {
+        true => (half(&text)?, user.as_deref().map(half).transpose()?),
+        false => (text.clone(), user.clone()),
+    };
+    let mut kept = None;
     process.sample(
         start,
         |latents, timestep| {
-            let noised = if guided { Tensor::cat(&[latents, latents], 0)? } else { latents.clone() };
+            let step = steps.next().unwrap_or(UnconditionalHalf::Evaluated);
+            let (noised, text, user) = match step {
+                UnconditionalHalf::Evaluated => (Tensor::cat(&[latents, latents], 0)?, &text, &user),
+                _ => (latents.clone(), &conditional_text, &conditional_user),
+            };
             let r = Tensor::full(timestep.get() as f32, noised.dim(0)?, device)?;
-            let pred = denoiser.forward(&noised, &r, &text, user.as_deref())?;
-            let pred = if guided { process.guide(&pred, task.guidance_scale)? } else { pred };
+            let pred = denoiser.forward(&noised, &r, text, user.as_deref())?;
+            let pred = match (step, &kept) {
+                (UnconditionalHalf::Absent, _) => pred,
+                (UnconditionalHalf::Kept, Some(kept)) => {
+                    process.guide(&Tensor::cat(&[&pred, kept], 0)?, task.guidance_scale)?
+                }
+                _ => {
+                    if task.guidance_steps.unconditional_every.get() > 1 {
+                        kept = Some(pred.narrow(0, count, count)?);
+                    }
+                    process.guide(&pred, task.guidance_scale)?
+                }
+            };
             seen(latents, &pred)?;
             Ok(pred)
         },
         draw,
     )
+}
+
+/// Keys and values of each prompt, behind them, where there is guidance, those of what it leads away from (the order of
+/// diffusers). A text that several images have in common is encoded and projected once.
+fn text_key_values(
+    prior: &Prior,
+    prompts: &[String],
+    unconditional: &Unconditional,
+    guided: bool,
+) -> Result<Vec<KeyValue>> {
+    let captions: &[String] = match unconditional {
+        Unconditional::Captions(captions) if guided => captions,
+        _ => &[],
+    };
+    let mut texts: Vec<String> = Vec::new();
+    let mut rows: Vec<u32> = Vec::with_capacity(2 * prompts.len());
+    for text in prompts.iter().chain(captions) {
+        let row = texts.iter().position(|other| other == text).unwrap_or(texts.len());
+        if row == texts.len() {
+            texts.push(text.clone());
+        }
+        rows.push(row as u32);
+    }
+    let mut tokens = prior.conditioning_tokens(&texts)?;
+    if guided && *unconditional == Unconditional::Zeros {
+        tokens = Tensor::cat(&[tokens, prior.zero_conditioning_tokens(1)?], 0)?;
+        rows.extend(prompts.iter().map(|_| texts.len() as u32));
+    }
+    let rows = Tensor::from_slice(&rows, rows.len(), &prior.device)?;
+    let of_texts = prior.denoiser.key_values(&tokens)?;
+    Ok(of_texts.iter().map(|kv| kv.select(&rows)).collect::<candle_core::Result<_>>()?)
 }
 
 /// Standard normal noise for a batch of latents, each from its own stream.
@@ -247,5 +304,68 @@ impl UserBranch {
                 })
             })
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use candle_core::DType;
+
+    use super::*;
+
+    #[test]
+    fn a_text_that_images_share_is_encoded_and_projected_once_to_the_same_bits() {
+        let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/desk/denoiser/prior.safetensors");
+        let prior = Prior::open_desk(&weights, DType::F32, &Device::Cpu).unwrap();
+        let of = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect::<Vec<String>>();
+        let red = "a small red star";
+        let prompts = of(&[red, "a blue circle left of a green square", red, red, "", red]);
+        let captions = Unconditional::Captions(vec![String::new(); 6]);
+        let caption = Unconditional::Captions(vec![String::new()]);
+        let counts = || (prior.text.encoded(), prior.denoiser.projections());
+        let values = |kvs: &[KeyValue]| -> Vec<Vec<f32>> {
+            kvs.iter().map(|kv| kv.tensor().flatten_all().unwrap().to_vec1().unwrap()).collect()
+        };
+        // Images, what guidance leads away from, whether there is any, texts that are encoded, and that are projected.
+        for (count, unconditional, guided, encoded, projected) in [
+            (6, &captions, true, 3, 3),
+            (6, &captions, false, 3, 3),
+            (6, &Unconditional::Zeros, true, 3, 4),
+            (1, &caption, true, 2, 2),
+            (1, &caption, false, 1, 1),
+        ] {
+            let before = counts();
+            let shared = text_key_values(&prior, &prompts[..count], unconditional, guided).unwrap();
+            let after = counts();
+            assert_eq!((after.0 - before.0, after.1 - before.1), (encoded, projected));
+            let mut tokens = vec![prior.conditioning_tokens(&prompts[..count]).unwrap()];
+            if guided {
+                tokens.push(match unconditional {
+                    Unconditional::Captions(captions) => prior.conditioning_tokens(captions).unwrap(),
+                    Unconditional::Zeros => prior.zero_conditioning_tokens(count).unwrap(),
+                });
+            }
+            let each = prior.denoiser.key_values(&Tensor::cat(&tokens, 0).unwrap()).unwrap();
+            assert!(values(&shared) == values(&each), "{count} images, guided {guided}");
+        }
+    }
+
+    #[test]
+    fn sampling_that_saves_nothing_is_written_as_before() {
+        let mut sampling = Sampling {
+            sampler: SamplerConfig { num_steps: 30, x0_clamp: None },
+            guidance_scale: GuidanceScale::new(4.0).unwrap(),
+            unconditional_user: UnconditionalUser::Keep,
+            guidance_steps: GuidanceSteps::ALL,
+        };
+        let written = r#"{"sampler":{"num_steps":30,"x0_clamp":null},"guidance_scale":4.0,"unconditional_user":"keep"}"#;
+        assert_eq!(serde_json::to_string(&sampling).unwrap(), written);
+        assert_eq!(serde_json::from_str::<Sampling>(written).unwrap(), sampling);
+        sampling.guidance_steps.unconditional_every = 2.try_into().unwrap();
+        let other = serde_json::to_string(&sampling).unwrap();
+        assert_ne!(other, written);
+        assert_eq!(serde_json::from_str::<Sampling>(&other).unwrap(), sampling);
     }
 }

@@ -513,6 +513,7 @@ pub(super) fn sampling(sample: &spec::Sample) -> Sampling {
         sampler: SamplerConfig { num_steps: sample.num_steps, x0_clamp: sample.x0_clamp },
         guidance_scale: sample.guidance_scale,
         unconditional_user: sample.unconditional_user,
+        guidance_steps: sample.guidance_steps(),
     }
 }
 

@@ -13,7 +13,7 @@ use crate::data::desk::calibrate::{PICK_A_PIC, calibrate};
 use crate::data::desk::{self, Judged, Jury, Pair, Sample};
 use crate::data::scores::Scores;
 use crate::data::{Preference, Split, pick_a_pic, scores, show};
-use crate::diffusion::{SamplerConfig, UnconditionalUser};
+use crate::diffusion::{GuidanceSteps, SamplerConfig, UnconditionalUser};
 use crate::error::Result;
 use crate::generate::{Request, Sampling, sample};
 use crate::image::{self, Format};
@@ -175,6 +175,7 @@ fn make(
             sampler: SamplerConfig { num_steps: recipe.num_steps as usize, x0_clamp: Some(X0_CLAMP) },
             guidance_scale: GuidanceScale::new(scale)?,
             unconditional_user: UnconditionalUser::Keep,
+            guidance_steps: GuidanceSteps::ALL,
         };
         let from = serde_json::json!({
             "schema": 2, "weights": recipe.weights, "sampling": sampling, "objects": OBJECTS,

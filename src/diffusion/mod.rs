@@ -12,7 +12,7 @@ mod schedule;
 mod target;
 
 pub use gdf::{Gdf, GdfConfig};
-pub use guidance::{UnconditionalUser, guide, guide_batch};
+pub use guidance::{GuidanceSteps, UnconditionalHalf, UnconditionalUser, guide, guide_batch};
 pub use process::Process;
 pub use sampler::{Sampler, SamplerConfig};
 pub use schedule::{Schedule, TimestepRange};

@@ -7,7 +7,7 @@ use super::{per_sample, same_shape};
 use crate::error::{Error, Result};
 use crate::units::{LogSnr, Timestep};
 
-/// The timesteps that training draws from, all alike: written `[from, to]`.
+/// A range of timesteps, written `[from, to]`: those that training draws from, all alike, or that guidance is limited to.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "[f64; 2]", into = "[f64; 2]")]
 pub struct TimestepRange([f64; 2]);
@@ -30,6 +30,11 @@ impl TimestepRange {
     /// Whether no timestep is left out.
     pub fn is_all(&self) -> bool {
         *self == Self::ALL
+    }
+
+    /// Whether a timestep lies in it; both ends do.
+    pub fn contains(&self, timestep: Timestep) -> bool {
+        (self.0[0]..=self.0[1]).contains(&timestep.get())
     }
 
     /// The timestep that a uniform number in `[0, 1)` stands for; it falls as the number grows.

@@ -56,6 +56,7 @@ pub struct StageC {
     up: Vec<Level>,
     head: Linear,
     evaluated: Arc<AtomicU64>,
+    projected: Arc<AtomicU64>,
 }
 
 impl StageC {
@@ -151,6 +152,7 @@ impl StageC {
             head: Linear::pointwise(width(0), config.out_channels * patch, Init::Const(0.0), vb.pp("clf.1"))?,
             recomputed: None,
             evaluated: Arc::default(),
+            projected: Arc::default(),
             config: config.clone(),
         })
     }
@@ -174,6 +176,11 @@ impl StageC {
     /// How many samples it has evaluated so far, all its clones together: what a run costs, whatever the machine.
     pub fn evaluations(&self) -> u64 {
         self.evaluated.load(Ordering::Relaxed)
+    }
+
+    /// How many texts' keys and values it has made so far, all its clones together.
+    pub fn projections(&self) -> u64 {
+        self.projected.load(Ordering::Relaxed)
     }
 
     fn attention_blocks(&self) -> impl Iterator<Item = &AttnBlock> {
@@ -205,6 +212,7 @@ impl StageC {
     /// # Errors
     /// Where the shapes do not fit.
     pub fn key_values(&self, tokens: &Tensor) -> Result<Vec<KeyValue>> {
+        self.projected.fetch_add(tokens.dim(0)? as u64, Ordering::Relaxed);
         Ok(self.attention_blocks().map(|block| block.key_value(tokens)).collect::<TensorResult<_>>()?)
     }
 

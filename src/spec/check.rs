@@ -28,6 +28,12 @@ impl Spec {
         if let Some(clamp) = self.sample.x0_clamp.filter(|clamp| !(clamp.is_finite() && *clamp > 0.0)) {
             problems.push(format!("{study}: sample.x0_clamp must be a finite number above 0, got {clamp}"));
         }
+        if self.sample.guidance_scale.get() <= 1.0 && !self.sample.guidance_steps().is_all() {
+            problems.push(format!(
+                "{study}: sample.guidance_interval and sample.unconditional_every say when guidance is computed, and \
+                 sample.guidance_scale is 1, which is none; leave them out, or set a scale above 1"
+            ));
+        }
         if self.methods.is_empty() {
             problems.push(format!("{study}: no methods, expected at least one [[methods]]"));
         }

@@ -168,8 +168,7 @@ impl Plan {
     /// # Errors
     /// Where a record is corrupt.
     pub fn estimate(&self, cost: Cost) -> Result<Estimate> {
-        let sample = &self.spec.sample;
-        let branches = if sample.guidance_scale.get() > 1.0 { 2 } else { 1 };
+        let evaluations = self.spec.sample.evaluations()?;
         let mut trained = BTreeSet::new();
         let mut estimate = Estimate { core_seconds: Some(0.0), ..Estimate::default() };
         let mut add = |count: f64, seconds: Option<f64>| {
@@ -186,7 +185,7 @@ impl Plan {
             }
             let images = cell.rows.saturating_sub(cell.rows_done()?);
             estimate.images += images;
-            add((images * sample.num_steps * branches) as f64, cost.evaluation_seconds);
+            add((images * evaluations) as f64, cost.evaluation_seconds);
             add(images as f64, cost.score_seconds);
         }
         estimate.bytes =

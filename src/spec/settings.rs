@@ -1,8 +1,12 @@
 //! The sections of an experiment file, each field with its range.
 
+use std::num::NonZeroUsize;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::diffusion::{TimestepRange, UnconditionalUser};
+use crate::diffusion::{
+    GuidanceSteps, Sampler, SamplerConfig, Schedule, TimestepRange, UnconditionalHalf, UnconditionalUser,
+};
 use crate::error::{Error, Result};
 use crate::nn::Decay;
 use crate::units::{GuidanceScale, Seed};
@@ -148,6 +152,44 @@ pub struct Sample {
     /// Clamps the implied clean latents to ± this at each step; absent: no clamp, as published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub x0_clamp: Option<f64>,
+    /// The timesteps at which guidance acts; absent: all, as published.
+    #[serde(default, skip_serializing_if = "TimestepRange::is_all")]
+    pub guidance_interval: TimestepRange,
+    /// The unconditional half is evaluated at the first of so many guided steps and kept for the others; absent: at each, as
+    /// published.
+    #[serde(default = "one", skip_serializing_if = "is_one", deserialize_with = "count")]
+    pub unconditional_every: usize,
+}
+
+const fn one() -> usize {
+    1
+}
+
+fn is_one(count: &usize) -> bool {
+    *count == 1
+}
+
+impl Sample {
+    /// At which steps guidance's other half is evaluated.
+    pub fn guidance_steps(&self) -> GuidanceSteps {
+        GuidanceSteps {
+            interval: self.guidance_interval,
+            unconditional_every: NonZeroUsize::new(self.unconditional_every).unwrap_or(NonZeroUsize::MIN),
+        }
+    }
+
+    /// Denoiser evaluations of one image, both halves of guidance counted.
+    ///
+    /// # Errors
+    /// [`Error::Spec`] where there are no steps.
+    pub fn evaluations(&self) -> Result<usize> {
+        let config = SamplerConfig { num_steps: self.num_steps, x0_clamp: None };
+        let sampler = Sampler::new(Schedule::default(), config)?;
+        let guided = self.guidance_scale.get() > 1.0;
+        let halves = self.guidance_steps().halves(&sampler.timesteps()[..self.num_steps]);
+        let evaluated = halves.iter().filter(|half| guided && **half == UnconditionalHalf::Evaluated);
+        Ok(self.num_steps + evaluated.count())
+    }
 }
 
 /// `[rewards]`: the synthetic users and who checks them.

@@ -257,6 +257,16 @@ fn what_is_unknown_is_refused_with_its_place() {
             "sample.guidance_scale=0.5",
             "--set sample.guidance_scale=0.5: GuidanceScale must be at least 1",
         ),
+        (
+            "table1",
+            "sample.guidance_interval=[0.8,0.2]",
+            "--set sample.guidance_interval=[0.8,0.2]: timesteps must be [from, to] with 0 ≤ from < to ≤ 1, got [0.8, 0.2]",
+        ),
+        (
+            "table1",
+            "sample.unconditional_every=0",
+            "--set sample.unconditional_every=0: must be at least 1, got 0",
+        ),
         ("table1", "data.num_prompts=0", "--set data.num_prompts=0: must be at least 1, got 0"),
         ("table1", "seeds=0", "--set seeds=0: zero seeds: expected at least one"),
         (
@@ -287,6 +297,10 @@ fn what_is_unknown_is_refused_with_its_place() {
         &["methods.ppd.objective.beta=-1", "data.num_prompts=0", "sample.num_steps=0"],
     ));
     assert!(message.starts_with("3 problems:"), "{message}");
+    for saved in ["sample.guidance_interval=[0.2,0.8]", "sample.unconditional_every=2"] {
+        let message = refusal(&request("table1", &["sample.guidance_scale=1", saved]));
+        assert!(message.contains("sample.guidance_scale is 1, which is none"), "{saved}: {message}");
+    }
     let unknown_profile = Request { profile: "dsek".into(), ..request("table1", &[]) };
     assert!(refusal(&unknown_profile).contains("did you mean `desk`"));
 }
@@ -380,6 +394,19 @@ fn an_id_hashes_its_inputs_and_nothing_else() {
     let sampled = find(&plan(root.path(), "table1", &["sample.num_steps=20"]), "ppd");
     assert_ne!(sampled.id, ppd.id);
     assert_eq!(sampled.train_key, ppd.train_key);
+    // The same said in words is the same; what changes images changes the cell, and keeps its training.
+    let every = ["sample.guidance_interval=[0,1]", "sample.unconditional_every=1"];
+    let ids = |plan: &Plan| plan.cells.iter().map(|cell| cell.id.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&plan(root.path(), "table1", &every)), ids(&table));
+    // Nor does a study that says nothing of them name them in what is hashed.
+    let hashed = serde_json::to_value(table.spec.sample).unwrap();
+    let names: Vec<&String> = hashed.as_object().unwrap().keys().collect();
+    assert_eq!(names, ["num_steps", "guidance_scale", "unconditional_user", "x0_clamp"]);
+    for saved in ["sample.guidance_interval=[0.2,0.8]", "sample.unconditional_every=2"] {
+        let other = find(&plan(root.path(), "table1", &[saved]), "ppd");
+        assert_ne!(other.id, ppd.id, "{saved}");
+        assert_eq!(other.train_key, ppd.train_key, "{saved}");
+    }
     let trained = find(&plan(root.path(), "table1", &["methods.ppd.objective.beta=0.2"]), "ppd");
     assert_ne!(trained.id, ppd.id);
     assert_ne!(trained.train_key, ppd.train_key);

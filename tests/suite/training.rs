@@ -5,9 +5,11 @@ use candle_core::{DType, Device, Tensor};
 use ppd::adapter;
 use ppd::base::{Base, Codec};
 use ppd::collective::{Alone, Simulated};
-use ppd::diffusion::{SamplerConfig, Schedule, TimestepRange, UnconditionalUser};
+use ppd::diffusion::{
+    GuidanceSteps, Process, Sampler, SamplerConfig, Schedule, TimestepRange, UnconditionalUser, guide,
+};
 use ppd::error::Error;
-use ppd::generate::{Request, Sampling, sample};
+use ppd::generate::{Request, Sampling, Task, Unconditional, sample, sample_latents};
 use ppd::models::clip::{TextConfig, TextTower};
 use ppd::models::latent_codec::{self, LatentCodec};
 use ppd::models::stage_c::{Config, StageC};
@@ -75,12 +77,17 @@ fn requests() -> Vec<Request> {
     (0..11).map(request).collect()
 }
 
-fn draw(base: &Base, requests: &[Request], threads: usize) -> Vec<Image> {
-    let sampling = Sampling {
+fn sampling(scale: f64, guidance_steps: GuidanceSteps) -> Sampling {
+    Sampling {
         sampler: SamplerConfig { num_steps: 3, x0_clamp: Some(4.0) },
-        guidance_scale: GuidanceScale::new(3.0).unwrap(),
+        guidance_scale: GuidanceScale::new(scale).unwrap(),
         unconditional_user: UnconditionalUser::Keep,
-    };
+        guidance_steps,
+    }
+}
+
+fn draw(base: &Base, requests: &[Request], threads: usize) -> Vec<Image> {
+    let sampling = sampling(3.0, GuidanceSteps::ALL);
     sample(base, requests, &sampling, None, &Workers::new(threads).unwrap(), &|_| true).unwrap()
 }
 
@@ -94,6 +101,88 @@ fn an_image_depends_on_its_own_request_alone() {
         assert!(draw(&base, &requests[i..=i], 2)[0] == together[i], "image {i} differs alone");
     }
     assert!(together[0] != together[3], "the same prompt under other noise is another image");
+}
+
+fn steps(from: f64, to: f64, unconditional_every: usize) -> GuidanceSteps {
+    GuidanceSteps {
+        interval: TimestepRange::new(from, to).unwrap(),
+        unconditional_every: unconditional_every.try_into().unwrap(),
+    }
+}
+
+#[test]
+fn guidance_that_is_left_out_saves_its_evaluations() {
+    let (base, requests, two) = (base(), requests(), workers(2));
+    let of = |scale: f64, steps: GuidanceSteps| {
+        let before = base.prior.denoiser.evaluations();
+        let images = sample(&base, &requests, &sampling(scale, steps), None, &two, &|_| true).unwrap();
+        (images, (base.prior.denoiser.evaluations() - before) as usize / requests.len())
+    };
+    // Three steps, at timesteps 1, 2/3 and 1/3.
+    let (published, evaluations) = of(3.0, GuidanceSteps::default());
+    assert_eq!(evaluations, 6);
+    assert!(of(3.0, steps(0.0, 1.0, 1)) == (published.clone(), 6), "the whole interval is no interval");
+    let (unguided, evaluations) = of(1.0, GuidanceSteps::default());
+    assert_eq!(evaluations, 3);
+    assert!(of(3.0, steps(0.9, 0.95, 1)) == (unguided.clone(), 3), "an interval between the steps");
+    for (steps, evaluations) in [
+        (steps(0.5, 0.8, 1), 4),
+        (steps(0.0, 0.8, 1), 5),
+        (steps(0.0, 1.0, 2), 5),
+        (steps(0.0, 1.0, 3), 4),
+        (steps(0.0, 0.8, 2), 4),
+    ] {
+        let (images, counted) = of(3.0, steps);
+        assert_eq!(counted, evaluations, "{steps:?}");
+        assert!(images != published && images != unguided, "{steps:?}");
+    }
+}
+
+#[test]
+fn a_kept_half_is_that_of_the_step_that_evaluated_it() {
+    let base = base();
+    let Prior { denoiser, schedule, .. } = &base.prior;
+    let prompts = [requests()[0].prompt.clone()];
+    let scale = GuidanceScale::new(3.0).unwrap();
+    let sampler = Sampler::new(*schedule, SamplerConfig { num_steps: 3, x0_clamp: None }).unwrap();
+    let timesteps = sampler.timesteps().to_vec();
+    let noise = |index| {
+        let data = stream(Seed::new(2), "noise", index).normals(16 * 16);
+        Tensor::from_vec(data, (1, 16, 4, 4), &Device::Cpu).unwrap()
+    };
+    for unconditional in [Unconditional::Zeros, Unconditional::Captions(vec!["a blue circle".into()])] {
+        let task = Task {
+            prompts: &prompts,
+            unconditional: &unconditional,
+            guidance_scale: scale,
+            guidance_steps: steps(0.0, 1.0, 2),
+            user: None,
+        };
+        let mut seen = Vec::new();
+        let process = Process::Ddpm(sampler.clone());
+        let draw = |step| Ok(noise(1 + step as u64));
+        sample_latents(&base.prior, &process, &task, &noise(0), draw, |before, pred| {
+            seen.push((before.clone(), pred.clone()));
+            Ok(())
+        })
+        .unwrap();
+        let conditional = base.prior.conditioning_tokens(&prompts).unwrap();
+        let other = match &unconditional {
+            Unconditional::Zeros => base.prior.zero_conditioning_tokens(1).unwrap(),
+            Unconditional::Captions(captions) => base.prior.conditioning_tokens(captions).unwrap(),
+        };
+        let pred = |tokens: &Tensor, step: usize| {
+            let text = denoiser.key_values(tokens).unwrap();
+            let timestep = Tensor::full(timesteps[step].get() as f32, 1, &Device::Cpu).unwrap();
+            denoiser.forward(&seen[step].0, &timestep, &text, None).unwrap()
+        };
+        let numbers = |xs: &Tensor| xs.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        // The half of step 1 is that of step 0; step 2 evaluates it again.
+        for (step, evaluated) in [(0, 0), (1, 0), (2, 2)] {
+            let expected = guide(&pred(&conditional, step), &pred(&other, evaluated), scale).unwrap();
+            assert!(numbers(&expected) == numbers(&seen[step].1), "step {step}");
+        }
+    }
 }
 
 /// Pairs whose second image has brighter latents, and an objective that prefers it.
@@ -233,6 +322,32 @@ fn reference_errors_are_computed_once_whatever_the_labels_say() {
     let fresh = ReferenceErrors::default();
     let (alone, _) = run(&bench(&base, &pairs, &fresh, &two), &examples(10, false), 3);
     assert_eq!(with_stored, alone, "stored reference errors changed the result");
+}
+
+#[test]
+fn methods_that_visit_in_other_orders_evaluate_the_reference_once_for_each_pair_and_visit() {
+    let base = base();
+    let pairs = pairs(&base, 10);
+    let two = workers(2);
+    let forwards = examples(10, true);
+    // The same pairs at other places of the epoch, one of them twice as often.
+    let mut others: Vec<Example> = forwards.iter().rev().cloned().collect();
+    others.push(forwards[3].clone());
+    let evaluations = |reference: &ReferenceErrors, examples: &[Example]| {
+        let start = base.prior.denoiser.evaluations();
+        let result = run(&bench(&base, &pairs, reference, &two), examples, 3);
+        (base.prior.denoiser.evaluations() - start, result)
+    };
+    let shared = ReferenceErrors::default();
+    let policy = 3 * 6 * 2;
+    let (first, _) = evaluations(&shared, &forwards);
+    assert_eq!((first, shared.len()), (policy + 2 * 18, 18));
+    let (second, with_some_known) = evaluations(&shared, &others);
+    let new = shared.len() - 18;
+    assert!((1..18).contains(&new), "{new} of 18 visits are new: the test needs some of each");
+    assert_eq!(second, policy + 2 * new as u64, "what is known is not evaluated again");
+    let (_, alone) = evaluations(&ReferenceErrors::default(), &others);
+    assert!(with_some_known == alone, "an error depends on those that it was computed with");
 }
 
 #[test]

@@ -7,6 +7,7 @@ use candle_core::Tensor;
 
 use super::{Laboratory, sampling};
 use crate::collective::Alone;
+use crate::diffusion::GuidanceSteps;
 use crate::error::{Error, Result};
 use crate::generate::{Request, sample};
 use crate::pixels::Image;
@@ -89,6 +90,8 @@ impl Laboratory<'_> {
         let seconds = |num_steps: usize| {
             let mut sampling = sampling(&spec.sample);
             sampling.sampler.num_steps = num_steps;
+            // Every step alike: what a study leaves out, its estimate does.
+            sampling.guidance_steps = GuidanceSteps::ALL;
             let begun = Instant::now();
             let requests = std::slice::from_ref(&request);
             let images = sample(self.base()?, requests, &sampling, None, &self.compute.workers, &|_| true)?;

@@ -9,7 +9,7 @@ use super::super::{Global, Verdict, progress, terminal};
 use super::pictures::{self, Captions};
 use crate::adapter::Adapter;
 use crate::checkpoint::open_adapter;
-use crate::diffusion::{Gdf, GdfConfig, Process, Sampler, SamplerConfig, UnconditionalUser};
+use crate::diffusion::{Gdf, GdfConfig, GuidanceSteps, Process, Sampler, SamplerConfig, UnconditionalUser};
 use crate::error::{Error, Result};
 use crate::generate::{Noise, Task, Unconditional, UserBranch, sample_latents};
 use crate::prior::{Prior, latent_side};
@@ -111,6 +111,7 @@ pub(super) fn run(
             _ => Unconditional::Captions(negative.clone()),
         },
         guidance_scale: GuidanceScale::new(arguments.guidance_scale)?,
+        guidance_steps: GuidanceSteps::ALL,
         user: user.as_ref(),
     };
     let images = (0..prompts.len() as u64).map(|index| (Seed::new(arguments.seed), index));

@@ -1,5 +1,8 @@
 //! The text tower.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use candle_core::Tensor;
 use candle_nn::VarBuilder;
 
@@ -27,6 +30,7 @@ pub struct TextTower {
     final_layer_norm: LayerNorm,
     text_projection: Option<Tensor>,
     eos_token_id: u32,
+    encoded: Arc<AtomicU64>,
 }
 
 impl TextTower {
@@ -81,7 +85,13 @@ impl TextTower {
             final_layer_norm: LayerNorm::new(width, cfg.layer_norm_eps, tower.pp(norm))?,
             text_projection,
             eos_token_id: cfg.eos_token_id,
+            encoded: Arc::default(),
         })
+    }
+
+    /// How many captions it has encoded so far, all its clones together.
+    pub fn encoded(&self) -> u64 {
+        self.encoded.load(Ordering::Relaxed)
     }
 
     fn embed(&self, tokens: &Tokens) -> Result<Tensor> {
@@ -98,6 +108,7 @@ impl TextTower {
                 "token id {id}: the text tower knows ids below {vocab}; is this its tokenizer?"
             )));
         }
+        self.encoded.fetch_add(batch as u64, Ordering::Relaxed);
         let ids = Tensor::from_vec(ids, batch * columns, self.token_embedding.device())?;
         let rows = self.token_embedding.index_select(&ids, 0)?.reshape((batch, columns, ()))?; // (B, N, D)
         Ok(rows.broadcast_add(&self.position_embedding.narrow(0, 0, columns)?)?)
