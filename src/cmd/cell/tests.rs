@@ -3,18 +3,23 @@ use std::path::Path;
 use candle_core::Device;
 
 use super::*;
-use crate::collective::Simulated;
+use crate::collective::{Alone, Simulated};
 use crate::launch::local::{self, Outcome};
 use crate::nn::workers::Workers;
 use crate::spec::{Places, Request as Asked, Size, Spec};
 
 /// A smoke run's plan of the base and two methods with a training each, on validation prompts.
 fn plan(root: &Path, assets: &Path) -> Plan {
-    let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
     let set = ["data.prompts=validation", "claims=[]", "only=[\"base\",\"dpo\",\"dpo-pooled\"]"];
+    plan_of(root, assets, "table1", &set)
+}
+
+/// A study's smoke run with changes.
+fn plan_of(root: &Path, assets: &Path, study: &str, set: &[&str]) -> Plan {
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR"));
     let asked = Asked {
-        study: "table1".into(),
-        set: set.map(str::to_owned).to_vec(),
+        study: study.into(),
+        set: set.iter().map(|&set| set.to_owned()).collect(),
         size: Size::Quick,
         experiments: checkout.join("experiments"),
         ..Asked::default()
@@ -77,6 +82,33 @@ fn a_rank_that_fails_takes_the_training_with_it_and_leaves_nobody_waiting() {
     for (cell, reason) in &outcome.failed {
         assert!(format!("{reason:#}").contains("another rank failed"), "{cell}: {reason:#}");
     }
+}
+
+#[test]
+fn a_second_beta_finds_all_errors_of_the_reference_in_one_file() {
+    let root = tempfile::tempdir().unwrap();
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets");
+    let set = ["sweep.axes={\"objective.beta\"=[0.1,2.0],\"train.learning_rate\"=[1e-4]}"];
+    let plan = plan_of(root.path(), &assets, "beta", &set);
+    let compute =
+        || Compute { device: Device::Cpu, workers: Workers::new(1).unwrap(), collective: Box::new(Alone) };
+    let trained: Vec<&Cell> = plan.cells.iter().filter(|cell| cell.train_key.is_some()).collect();
+    assert_eq!(trained.len(), 2);
+    let evaluated: Vec<u64> = trained
+        .iter()
+        .map(|cell| {
+            // Each opens everything anew, as another process would.
+            let compute = compute();
+            let laboratory = Laboratory::new(&plan, &compute);
+            laboratory.adapter(cell, cell.train_key.as_ref().unwrap(), &Progress::silent()).unwrap();
+            laboratory.base().unwrap().prior.denoiser.evaluations()
+        })
+        .collect();
+    let train = &trained[0].method.train;
+    let policy = 2 * (train.steps * train.pairs_per_step) as u64;
+    assert_eq!(evaluated, [2 * policy, policy], "the second evaluates the policy alone");
+    let stored = std::fs::read_dir(plan.places.cache.join("reference")).unwrap().count();
+    assert_eq!(stored, 1, "one file, whatever β");
 }
 
 #[test]
