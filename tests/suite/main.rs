@@ -8,6 +8,7 @@ mod data;
 mod decoder;
 mod diffusion;
 mod fetch;
+mod frozen;
 mod house;
 mod judge;
 mod judge_server;
