@@ -59,6 +59,14 @@ impl Config {
     }
 }
 
+/// The bytes that training a branch over attention blocks of these widths takes beside the model: parameters, gradients and
+/// AdamW's two moments, each in single precision. The user projector, small beside the blocks, is not counted.
+pub fn training_bytes(token_width: usize, blocks: &[(String, usize)]) -> u64 {
+    const COPIES: u64 = 4;
+    let maps: u64 = blocks.iter().map(|(_, width)| 2 * (width * token_width) as u64).sum();
+    COPIES * size_of::<f32>() as u64 * maps
+}
+
 /// The parameters of a user branch, under IP-Adapter's keys: `<block>.to_k_ip.weight`, `<block>.to_v_ip.weight`, and
 /// `user_projector.weight` (and `.bias`).
 #[derive(Debug, Clone)]

@@ -5,15 +5,20 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::adapter;
 use crate::decoder::{self, Decoder, Decoding, Files};
 use crate::encoder::Encoder;
 use crate::error::{Error, Result};
 use crate::models::latent_codec::{self, LatentCodec};
 use crate::pixels::Image;
-use crate::prior::{Prior, latent_side, read_config};
+use crate::prior::{self, Prior, latent_side, read_config};
 use crate::scenes::SIDE;
 use crate::units::Seed;
 use crate::weights::Weights;
+
+mod room;
+
+use self::room::Load;
 
 /// A frozen base model, ready to sample from and to be fine-tuned.
 pub struct Base {
@@ -67,30 +72,61 @@ pub struct CascadeFiles {
 
 impl Base {
     /// Opens the desk's denoiser, its text encoder (`text_encoder.safetensors` beside it) and a codec; each folder has
-    /// its `config.json`. The denoiser computes in `dtype`, all else in single precision.
+    /// its `config.json`. The denoiser computes in `dtype`, all else in single precision. Where an adapter is to be trained
+    /// beside it, `trained` is the width of its tokens.
     ///
     /// # Errors
-    /// Where a file is missing, damaged, or belongs to another config.
-    pub fn open_desk(denoiser: &Path, codec: &Path, dtype: DType, device: &Device) -> Result<Self> {
+    /// Where a file is missing, damaged, or belongs to another config; before any is read, where the device has no room for
+    /// all of it.
+    pub fn open_desk(
+        denoiser: &Path,
+        codec: &Path,
+        dtype: DType,
+        device: &Device,
+        trained: Option<usize>,
+    ) -> Result<Self> {
+        let ([weights, text], config) = prior::Files::desk(denoiser).load(true)?;
+        let files = vec![
+            ("the denoiser", weights, dtype),
+            ("its text encoder", text, DType::F32),
+            ("the codec", Weights::open(codec)?, DType::F32),
+        ];
+        let training = trained.map(|width| adapter::training_bytes(width, &config.attention_blocks()));
+        Load { files, training }.check(device)?;
         let codec = Codec::Desk(open_codec(codec, device)?);
         Ok(Self { prior: Prior::open_desk(denoiser, dtype, device)?, codec })
     }
 
-    /// Opens Stable Cascade. Both denoisers compute in `dtype`, all else in single precision.
+    /// Opens Stable Cascade. Both denoisers compute in `dtype`, all else in single precision. Where an adapter is to be
+    /// trained beside it, `trained` is the width of its tokens.
     ///
     /// # Errors
-    /// Where a file is missing, damaged, or belongs to another config.
+    /// Where a file is missing, damaged, or belongs to another config; before any is read, where the device has no room for
+    /// all of it.
     pub fn open_cascade(
         files: &CascadeFiles,
         pictures: Pictures,
         dtype: DType,
         device: &Device,
+        trained: Option<usize>,
     ) -> Result<Self> {
+        let decoder = Files::find_without_text(&files.decoder)?;
+        let ([weights, text], config) = prior::Files::of_repository(&files.prior)?.load(false)?;
+        let [stage_b, autoencoder] = decoder.weights()?;
+        let load = vec![
+            ("the prior", weights, dtype),
+            ("its text encoder", text, DType::F32),
+            (stage_b.0, stage_b.1, dtype),
+            (autoencoder.0, autoencoder.1, DType::F32),
+            ("the image encoder", Encoder::weights(&files.encoder)?, DType::F32),
+        ];
+        let training = trained.map(|width| adapter::training_bytes(width, &config.attention_blocks()));
+        Load { files: load, training }.check(device)?;
         let encoder = Encoder::open(&files.encoder, device)?;
         let prior = Prior::open_repository(&files.prior, dtype, device)?;
         // Both stages are conditioned by one text encoder.
         let (text, tokenizer) = (prior.text.clone(), prior.tokenizer.clone());
-        let decoder = Files::find_without_text(&files.decoder)?.open_with(text, tokenizer, dtype, device)?;
+        let decoder = decoder.open_with(text, tokenizer, dtype, device)?;
         Ok(Self { prior, codec: Codec::Cascade(Box::new(Cascade { encoder, decoder, pictures })) })
     }
 
@@ -184,5 +220,26 @@ mod tests {
         assert_eq!((shown[0].rgb(), shown[1].rgb()), (&[0, 128, 255][..], &[0, 191, 255][..]));
         let message = decode(vec![0.0, 0.0, 0.0, f32::NAN, 0.0, 0.0]).unwrap_err().to_string();
         assert!(message.contains("not finite") && message.contains("image 1"), "{message}");
+    }
+    #[test]
+    fn room_is_asked_for_before_the_first_file_is_read() {
+        let denoiser = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/desk/denoiser/prior.safetensors");
+        let folder = tempfile::tempdir().unwrap();
+        // A codec without tensors or config: whoever loads it first speaks of it.
+        let codec = folder.path().join("codec.safetensors");
+        std::fs::write(&codec, [&8u64.to_le_bytes()[..], b"{}      "].concat()).unwrap();
+        let open = |trained| Base::open_desk(&denoiser, &codec, DType::F32, &Device::Cpu, trained);
+        let message = |trained| open(trained).err().unwrap().to_string();
+        assert!(
+            message(None).contains("codec") || message(None).contains("config.json"),
+            "{}",
+            message(None)
+        );
+        if cfg!(target_os = "linux") {
+            let message = message(Some(1 << 40));
+            for part in ["prior.safetensors", "an adapter's training", "together", "are free"] {
+                assert!(message.contains(part), "{part}: {message}");
+            }
+        }
     }
 }

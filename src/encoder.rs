@@ -25,15 +25,23 @@ impl Encoder {
     /// # Errors
     /// Where the file is missing, damaged, or no encoder.
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
-        let path = if path.is_dir() { path.join(FILE) } else { path.to_path_buf() };
-        let weights = Weights::open(&path)?;
+        let weights = Self::weights(path)?;
+        let path = weights.path();
         let config = effnet::Config::of(|name| weights.shape(name)).ok_or_else(|| {
-            Error::weights(&path, format!("lacks tensors of `backbone` or `mapper`: is this {FILE}?"))
+            Error::weights(path, format!("lacks tensors of `backbone` or `mapper`: is this {FILE}?"))
         })?;
         Ok(Self {
             network: EffnetEncoder::new(&config, weights.builder(DType::F32, device))?,
             device: device.clone(),
         })
+    }
+
+    /// What [`Encoder::open`] loads, not read yet.
+    ///
+    /// # Errors
+    /// Where the file is missing or damaged.
+    pub(crate) fn weights(path: &Path) -> Result<Weights> {
+        Weights::open(if path.is_dir() { path.join(FILE) } else { path.to_path_buf() })
     }
 
     /// Pictures to latents: each shrunk or enlarged to a shorter side of `size` pixels, its middle cut out, normalised by

@@ -26,6 +26,51 @@ pub struct DenoiserConfig {
     pub text_encoder: TextConfig,
 }
 
+impl DenoiserConfig {
+    fn beside(denoiser: &Path) -> Result<Self> {
+        read_config(&denoiser.with_file_name("config.json"))
+    }
+}
+
+/// The files of a prior, found but not yet read.
+pub(crate) struct Files {
+    folder: PathBuf,
+    denoiser: PathBuf,
+    text_encoder: PathBuf,
+}
+
+impl Files {
+    /// The desk's: the text encoder stands beside the denoiser.
+    pub(crate) fn desk(denoiser: &Path) -> Self {
+        Self {
+            folder: denoiser.with_file_name(""),
+            denoiser: denoiser.to_path_buf(),
+            text_encoder: denoiser.with_file_name("text_encoder.safetensors"),
+        }
+    }
+
+    /// Those that [`Prior::open_repository`] opens.
+    pub(crate) fn of_repository(path: &Path) -> Result<Self> {
+        let (folder, file) = match path.is_file() {
+            true => (path.parent().unwrap_or(Path::new(".")), Some(path.to_path_buf())),
+            false => (path, None),
+        };
+        let denoiser = file.map_or_else(|| weights_of_prior(folder), Ok)?;
+        let names = ["model.safetensors", "model.bf16.safetensors"];
+        let text_encoder = first_there(&folder.join("text_encoder"), &names)?;
+        Ok(Self { folder: folder.to_path_buf(), denoiser, text_encoder })
+    }
+
+    /// The denoiser and its text encoder, not read yet, and the denoiser's config; `desk` tells whose that is.
+    pub(crate) fn load(&self, desk: bool) -> Result<([Weights; 2], stage_c::Config)> {
+        let (denoiser, config) = match desk {
+            true => (Weights::open(&self.denoiser)?, DenoiserConfig::beside(&self.denoiser)?.prior),
+            false => open_weights(&self.folder, &self.denoiser)?,
+        };
+        Ok(([denoiser, Weights::open(&self.text_encoder)?], config))
+    }
+}
+
 /// A frozen denoiser and what it is conditioned by.
 pub struct Prior {
     /// The denoiser.
@@ -47,8 +92,8 @@ impl Prior {
     /// # Errors
     /// Where a file is missing, damaged, or belongs to another config.
     pub fn open_desk(denoiser: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        let config: DenoiserConfig = read_config(&denoiser.with_file_name("config.json"))?;
-        let text = Weights::open(denoiser.with_file_name("text_encoder.safetensors"))?;
+        let config = DenoiserConfig::beside(denoiser)?;
+        let text = Weights::open(Files::desk(denoiser).text_encoder)?;
         Ok(Self {
             denoiser: open_denoiser(&config.prior, &Weights::open(denoiser)?, dtype, device)?,
             text: TextTower::new(&config.text_encoder, text.builder(DType::F32, device))?,
@@ -65,18 +110,16 @@ impl Prior {
     /// # Errors
     /// Where a file is missing (naming those that were looked for), damaged, or belongs to another config.
     pub fn open_repository(path: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        let (folder, file) = match path.is_file() {
-            true => (path.parent().unwrap_or(Path::new(".")), Some(path.to_path_buf())),
-            false => (path, None),
+        let Files { folder, denoiser, text_encoder } = Files::of_repository(path)?;
+        let (weights, config) = open_weights(&folder, &denoiser)?;
+        let builder = match layout::is_stability(weights.names().into_iter()) {
+            true => weights.builder_in(layout::stability, dtype, device),
+            false => weights.builder(dtype, device),
         };
-        let denoiser = match file.map_or_else(|| weights_of_prior(folder), Ok)? {
-            file if file.parent() == Some(&folder.join("prior")) => open_diffusers(&file, dtype, device)?,
-            file => open_stability(&file, dtype, device)?,
-        };
-        let text_encoder = folder.join("text_encoder");
-        let config: TextConfig = read_config(&text_encoder.join("config.json"))?;
-        let text =
-            Weights::open(first_there(&text_encoder, &["model.safetensors", "model.bf16.safetensors"])?)?;
+        has_room(&weights, dtype, free_memory(device))?;
+        let denoiser = StageC::new(&config, builder)?;
+        let config: TextConfig = read_config(&text_encoder.with_file_name("config.json"))?;
+        let text = Weights::open(text_encoder)?;
         let tokenizer = open_tokenizer(&folder.join("tokenizer"), config.max_position_embeddings)?;
         Ok(Self {
             denoiser,
@@ -190,11 +233,6 @@ pub(crate) fn first_there(folder: &Path, names: &[&str]) -> Result<PathBuf> {
     })
 }
 
-fn open_diffusers(file: &Path, dtype: DType, device: &Device) -> Result<StageC> {
-    let config: stage_c::Config = read_config(&file.with_file_name("config.json"))?;
-    open_denoiser(&config, &Weights::open(file)?, dtype, device)
-}
-
 /// Loads a denoiser, if the device can hold it.
 fn open_denoiser(
     config: &stage_c::Config,
@@ -251,16 +289,17 @@ pub(crate) fn has_room(weights: &Weights, dtype: DType, free: Option<u64>) -> Re
     }
 }
 
-/// Opens one of Stability's files, which come without a config: their width tells which model it is.
-fn open_stability(file: &Path, dtype: DType, device: &Device) -> Result<StageC> {
+/// A denoiser's weights, not read yet, and its config. Stability's files come without: their width tells which model it is.
+fn open_weights(folder: &Path, file: &Path) -> Result<(Weights, stage_c::Config)> {
     let weights = Weights::open(file)?;
     let beside = file.with_file_name("config.json");
-    let config = if beside.is_file() {
-        read_config(&beside)?
-    } else {
-        let known = [stage_c::Config::stable_cascade(), stage_c::Config::stable_cascade_lite()];
-        let shape = weights.shape("embedding.1.weight");
-        let width = shape.as_deref().and_then(|shape| shape.first().copied());
+    if file.parent() == Some(&folder.join("prior")) || beside.is_file() {
+        return Ok((weights, read_config(&beside)?));
+    }
+    let known = [stage_c::Config::stable_cascade(), stage_c::Config::stable_cascade_lite()];
+    let shape = weights.shape("embedding.1.weight");
+    let width = shape.as_deref().and_then(|shape| shape.first().copied());
+    let config =
         known.into_iter().find(|config| Some(config.block_out_channels[0]) == width).ok_or_else(|| {
             Error::weights(
                 file,
@@ -269,14 +308,8 @@ fn open_stability(file: &Path, dtype: DType, device: &Device) -> Result<StageC> 
                      parameters); for another model put its config.json beside it"
                 ),
             )
-        })?
-    };
-    let builder = match layout::is_stability(weights.names().into_iter()) {
-        true => weights.builder_in(layout::stability, dtype, device),
-        false => weights.builder(dtype, device),
-    };
-    has_room(&weights, dtype, free_memory(device))?;
-    StageC::new(&config, builder)
+        })?;
+    Ok((weights, config))
 }
 
 #[cfg(test)]

@@ -429,7 +429,12 @@ impl<'a> Laboratory<'a> {
     }
 
     fn base(&self) -> Result<&Base> {
-        get_or_open(&self.base, || self.compute.base(&self.plan.spec.profile, &self.plan.places.assets))
+        get_or_open(&self.base, || {
+            let pending = self.plan.pending();
+            let trained = pending.iter().filter(|cell| cell.train_key.is_some());
+            let trained = trained.map(|cell| cell.method.adapter.token_width).max();
+            self.compute.base(&self.plan.spec.profile, &self.plan.places.assets, trained)
+        })
     }
 
     fn scorers(&self) -> Result<&Scorers> {

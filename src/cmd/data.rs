@@ -159,7 +159,7 @@ fn make(
     progress: &Progress,
 ) -> Result<Vec<Judged>> {
     let _cache = global.use_cache()?;
-    let base = compute.base(profile, &global.assets)?;
+    let base = compute.base(profile, &global.assets, None)?;
     let (seed, count) = (recipe.seed, recipe.pairs as usize);
     let captions: Vec<String> = (0..count as u64)
         .map(|i| sample_scene(&mut stream(seed, "pair caption", i), OBJECTS, scenes::Split::Train).caption())

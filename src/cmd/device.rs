@@ -78,10 +78,46 @@ fn cuda(ordinal: usize) -> Result<Device> {
 
 #[cfg(not(feature = "cuda"))]
 fn cuda(ordinal: usize) -> Result<Device> {
-    Err(Error::Spec(format!(
-        "--device cuda:{ordinal}: this build computes on the CPU only; build it with `--features cuda`, or leave the \
-         option out"
-    )))
+    Err(unavailable(ordinal, 0))
+}
+
+/// Why there is no GPU of that number among the `count` that this build can use.
+fn unavailable(ordinal: usize, count: usize) -> Error {
+    Error::Spec(if cfg!(feature = "cuda") {
+        format!(
+            "--device cuda:{ordinal}: this machine shows {count} GPUs, numbered from 0; `--device cpu` computes without one"
+        )
+    } else {
+        format!(
+            "--device cuda:{ordinal}: this build computes on the CPU only; build it with `--features cuda`, or leave the \
+             option out"
+        )
+    })
+}
+
+/// Refuses a device that is not there, for one of several processes too, before any is opened.
+///
+/// # Errors
+/// [`Error::Spec`] as [`Compute::together`] would give it.
+pub(super) fn check(choice: Choice, ranks: Option<&Ranks>) -> Result<()> {
+    check_among(choice, ranks, gpus())
+}
+
+fn check_among(choice: Choice, ranks: Option<&Ranks>, count: usize) -> Result<()> {
+    match (ranks, choice) {
+        (Some(ranks), _) if cfg!(feature = "nccl") => own_gpu(choice, ranks.local, count).map(drop),
+        (Some(ranks), _) => Err(alone(ranks)),
+        (None, Choice::Cuda(ordinal)) if ordinal >= count => Err(unavailable(ordinal, count)),
+        (None, _) => Ok(()),
+    }
+}
+
+/// Why one of several processes cannot take part.
+fn alone(Ranks { rank, world_size, .. }: &Ranks) -> Error {
+    Error::Spec(format!(
+        "this is process {rank} of {world_size}, but this build computes alone: start one process, or build it with \
+         `--features nccl`"
+    ))
 }
 
 /// A device, the workers that feed it, and the processes that share the work.
@@ -116,18 +152,22 @@ impl Compute {
         Ok(Self { device, workers, collective })
     }
 
-    /// Opens a profile's denoiser with what stands around it.
+    /// Opens a profile's denoiser with what stands around it; `trained` is the width of the tokens of an adapter that is to
+    /// be trained beside it.
     ///
     /// # Errors
-    /// Where a file is missing, damaged, or belongs to another config.
-    pub(super) fn base(&self, profile: &Profile, assets: &Path) -> Result<Base> {
+    /// Where a file is missing, damaged, or belongs to another config, or the device has no room for all of it.
+    pub(super) fn base(&self, profile: &Profile, assets: &Path, trained: Option<usize>) -> Result<Base> {
         let weights = |model| profile.weights_in(assets, model);
         let dtype = match profile.precision {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
         };
         let mut base = match profile.pictures {
-            None => Base::open_desk(&weights("denoiser")?, &weights("codec")?, dtype, &self.device)?,
+            None => {
+                let (denoiser, codec) = (weights("denoiser")?, weights("codec")?);
+                Base::open_desk(&denoiser, &codec, dtype, &self.device, trained)?
+            }
             Some(pictures) => {
                 let hub = Hub::from_env(hub::LOCK)?;
                 let root = |name| profile.locate(name, &hub).map(|located| located.root);
@@ -136,7 +176,7 @@ impl Compute {
                     decoder: root("decoder")?,
                     encoder: weights("effnet")?,
                 };
-                Base::open_cascade(&files, pictures, dtype, &self.device)?
+                Base::open_cascade(&files, pictures, dtype, &self.device, trained)?
             }
         };
         if let Some(layers) = profile.recomputed_layers {
@@ -174,7 +214,6 @@ fn join(ranks: &Ranks, choice: Choice, cache: &Path) -> Result<(Device, Box<dyn 
 }
 
 /// The number of a rank's GPU among the `count` that it sees: its only one, or the one of its own number.
-#[cfg(any(test, feature = "nccl"))]
 fn own_gpu(choice: Choice, local: usize, count: usize) -> Result<usize> {
     match choice {
         Choice::Cpu => {
@@ -194,11 +233,7 @@ fn own_gpu(choice: Choice, local: usize, count: usize) -> Result<usize> {
 
 #[cfg(not(feature = "nccl"))]
 fn join(ranks: &Ranks, _: Choice, _: &Path) -> Result<(Device, Box<dyn Collective>)> {
-    let Ranks { rank, world_size, .. } = ranks;
-    Err(Error::Spec(format!(
-        "this is process {rank} of {world_size}, but this build computes alone: start one process, or build it with \
-         `--features nccl`"
-    )))
+    Err(alone(ranks))
 }
 
 #[cfg(test)]
@@ -234,6 +269,21 @@ mod tests {
             let message = own_gpu(choice, local, count).unwrap_err().to_string();
             assert!(message.contains(part), "{message}");
         }
+    }
+
+    #[test]
+    fn a_device_that_is_not_there_is_refused_unopened() {
+        let message = check_among(Choice::Cuda(2), None, 2).unwrap_err().to_string();
+        assert!(message.contains("--device cuda:2"), "{message}");
+        for choice in [Choice::Auto, Choice::Cpu, Choice::Cuda(1)] {
+            check_among(choice, None, 2).unwrap();
+        }
+        check_among(Choice::Auto, None, 0).unwrap();
+        let ranks = Ranks { rank: 1, world_size: 2, local: 1, job: String::new() };
+        let outcome = check_among(Choice::Auto, Some(&ranks), 2);
+        let lonely = check_among(Choice::Auto, Some(&ranks), 0).unwrap_err().to_string();
+        assert_eq!(outcome.is_ok(), cfg!(feature = "nccl"));
+        assert!(lonely.contains("process 1 of 2") || lonely.contains("sees 0 GPUs"), "{lonely}");
     }
 
     #[cfg(not(feature = "cuda"))]

@@ -78,7 +78,7 @@ pub(super) fn run(arguments: &Arguments, global: &Global) -> anyhow::Result<Verd
     }
     let spec = Spec::load(&global.request(&arguments.study))?;
     let compute = global.compute()?;
-    let base = compute.base(&spec.profile, &global.assets)?;
+    let base = compute.base(&spec.profile, &global.assets, None)?;
     let adapter = adapter(arguments, global, &spec, &base)?;
     let condition: Condition = arguments.user.as_deref().unwrap_or("none").parse()?;
     let user = user(&condition, &spec, adapter.as_ref())?;

@@ -3,11 +3,11 @@
 use serde_json::json;
 
 use super::cell::Laboratory;
-use super::device::Compute;
+use super::device::{self, Compute};
 use super::{Global, Verdict, progress, terminal};
 use crate::collective::{self, Collective};
 use crate::error::Error;
-use crate::launch::{Session, local, local::Outcome};
+use crate::launch::{Ranks, Session, local, local::Outcome};
 use crate::report::study::Design;
 use crate::spec::{Estimate, Identification, Method, Plan, Profile, Spec, library};
 use crate::units::Digest;
@@ -31,6 +31,9 @@ pub(super) enum Kind {
 
 pub(super) fn run(arguments: &Arguments, global: &Global, kind: Kind) -> anyhow::Result<Verdict> {
     if kind == Kind::Study && Identification::is_asked_for(&global.request(&arguments.study))? {
+        if !global.dry_run {
+            device::check(global.device, None)?;
+        }
         return super::identify::run(global, &arguments.study);
     }
     let spec = Spec::load(&global.request(&arguments.study))?;
@@ -46,6 +49,12 @@ pub(super) fn run(arguments: &Arguments, global: &Global, kind: Kind) -> anyhow:
             spec.name
         ))
         .into());
+    }
+    if !global.dry_run {
+        // Before assets are read, a GPU is opened or ranks wait for each other.
+        let ranks = Ranks::from_environment()?;
+        fits(&spec, ranks.as_ref().map_or(1, |ranks| ranks.world_size))?;
+        device::check(global.device, ranks.as_ref())?;
     }
     let places = global.places();
     let plan = if global.dry_run { spec.outline(&places)? } else { spec.resolve(&places)? };
@@ -243,9 +252,6 @@ fn execute(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
     let _cache = global.use_cache()?;
     let compute = Compute::together(global.device, global.threads(), &global.cache)?;
     let laboratory = Laboratory::new(plan, &compute);
-    for method in plan.spec.methods.iter().filter(|method| method.objective.is_some()) {
-        collective::check(method.train.pairs_per_step, compute.collective.world_size())?;
-    }
     same_plan(plan, &*compute.collective)?;
     let recorded = plan.spec.users.as_ref().is_some_and(|users| !users.choices.is_simulated());
     if recorded && !plan.pending().is_empty() {
@@ -274,6 +280,12 @@ fn execute(plan: &Plan, global: &Global) -> anyhow::Result<Verdict> {
     finish(plan, &outcome, global)?;
     judged?;
     super::report::render(&plan.spec, global)
+}
+
+/// Refuses ranks that do not divide a method's batch.
+fn fits(spec: &Spec, world_size: usize) -> crate::error::Result<()> {
+    let mut trained = spec.methods.iter().filter(|method| method.objective.is_some());
+    trained.try_for_each(|method| collective::check(method.train.pairs_per_step, world_size))
 }
 
 /// Refuses ranks that were given different commands or files.

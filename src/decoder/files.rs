@@ -70,6 +70,17 @@ impl Files {
         Ok(Self { autoencoder: first_there(&folder, &names)?, denoiser, stability, folder })
     }
 
+    /// What [`Files::open_with`] loads, by name, not read yet.
+    ///
+    /// # Errors
+    /// Where a file is damaged.
+    pub(crate) fn weights(&self) -> Result<[(&'static str, Weights); 2]> {
+        Ok([
+            ("the decoder", Weights::open(&self.denoiser)?),
+            ("its autoencoder", Weights::open(&self.autoencoder)?),
+        ])
+    }
+
     /// Loads them. The denoiser computes in `dtype`, the rest in single precision.
     ///
     /// # Errors

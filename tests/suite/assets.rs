@@ -85,6 +85,7 @@ fn every_model_opens() {
                     &codec,
                     candle_core::DType::F32,
                     &candle_core::Device::Cpu,
+                    None,
                 )
                 .unwrap();
             }

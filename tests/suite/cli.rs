@@ -94,6 +94,35 @@ fn bad_usage_ends_with_2_and_says_what_was_meant() {
 }
 
 #[test]
+fn ranks_and_devices_that_cannot_be_are_refused_before_anything_is_read() {
+    // No assets: whoever looks for them first speaks of them.
+    let root = tempfile::tempdir().unwrap();
+    let run = |ranks: Option<&str>, arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ppd"));
+        command.current_dir(root.path()).args(arguments);
+        if let Some(count) = ranks {
+            command.env("RANK", "1").env("WORLD_SIZE", count).env("LOCAL_RANK", "1");
+        }
+        let output = command.output().expect("the binary runs");
+        (output.status.code(), text(&output.stderr))
+    };
+    for (ranks, arguments, expected) in [
+        (Some("5"), &["reproduce", "table1"][..], "which 5 ranks do not divide"),
+        (Some("5"), &["sweep", "beta"], "which 5 ranks do not divide"),
+        (None, &["reproduce", "table1", "--device", "cuda:77"], "--device cuda:77"),
+        (None, &["reproduce", "fig2", "--device", "cuda:77"], "--device cuda:77"),
+        (None, &["sweep", "beta", "--device", "cuda:77"], "--device cuda:77"),
+    ] {
+        let (code, err) = run(ranks, arguments);
+        assert!(err.contains(expected), "{arguments:?}: {err}");
+        assert!(!err.contains("assets"), "{arguments:?}: {err}");
+        assert_eq!(code, Some(2), "{arguments:?}: {err}");
+    }
+    assert!(run(None, &["reproduce", "table1"]).1.contains("assets"), "the test's own condition");
+    assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0, "nothing is left behind");
+}
+
+#[test]
 fn an_unknown_key_of_a_file_names_file_and_line() {
     let root = with_assets();
     let folder = root.path().join("experiments");
