@@ -159,7 +159,8 @@ pub struct Header {
     pub finished: Option<String>,
     /// Seconds by phase (`train`, `sample`, `score`) of the session that completed it: clocks, never part of an identity.
     pub seconds: BTreeMap<String, f64>,
-    /// What was counted: `rows`, `failures`.
+    /// What was counted: `rows`, `failures`; and how many samples the denoiser evaluated (`train_evaluations`,
+    /// `sample_evaluations`) in the session that completed it, which what was cached makes fewer.
     pub counts: BTreeMap<String, u64>,
     /// The digest of `rows.csv`, from the moment that the cell is complete.
     pub rows_digest: Option<Digest>,
@@ -333,6 +334,11 @@ impl Recorder {
     /// Adds `seconds` to the clock of a phase such as `train`.
     pub fn add_seconds(&mut self, phase: &str, seconds: f64) {
         *self.header.seconds.entry(phase.into()).or_default() += seconds;
+    }
+
+    /// Adds to a count such as `train_evaluations`.
+    pub fn add_count(&mut self, name: &str, count: u64) {
+        *self.header.counts.entry(name.into()).or_default() += count;
     }
 
     /// Declares the record complete: counts and seals its rows.

@@ -113,16 +113,19 @@ impl<'a> Laboratory<'a> {
         let adapter = match &cell.train_key {
             None => None,
             Some(key) => {
-                let begun = Instant::now();
+                let (begun, evaluated) = (Instant::now(), self.evaluations());
                 let (adapter, trace) = self.adapter(cell, key, progress)?;
                 recorder.write_trace(&trace)?;
                 recorder.add_seconds("train", begun.elapsed().as_secs_f64());
+                recorder.add_count("train_evaluations", self.evaluations() - evaluated);
                 Some(adapter)
             }
         };
+        let evaluated = self.evaluations();
         for condition in &cell.method.conditions {
             self.evaluate(cell, condition, adapter.as_ref(), &mut recorder, progress)?;
         }
+        recorder.add_count("sample_evaluations", self.evaluations() - evaluated);
         recorder.finish()?;
         Ok(())
     }
@@ -435,6 +438,11 @@ impl<'a> Laboratory<'a> {
             let trained = trained.map(|cell| cell.method.adapter.token_width).max();
             self.compute.base(&self.plan.spec.profile, &self.plan.places.assets, trained)
         })
+    }
+
+    /// How many samples the denoiser has evaluated so far.
+    fn evaluations(&self) -> u64 {
+        self.base.get().map_or(0, |base| base.prior.denoiser.evaluations())
     }
 
     fn scorers(&self) -> Result<&Scorers> {
