@@ -4,6 +4,12 @@
 use super::softmax::{Mask, Softmax, softmax, softmax_backward};
 use super::*;
 
+#[cfg(any(test, feature = "cuda"))]
+mod batched;
+
+#[cfg(feature = "cuda")]
+pub(super) use batched::Product;
+
 /// The keys and values that one attention block gets from outside the picture.
 #[derive(Debug, Clone)]
 pub struct KeyValue {
@@ -234,6 +240,7 @@ impl Attention {
 impl Fused for Attention {
     const NAME: &'static str = "attention";
     const OVERWRITES: bool = true;
+    const KERNEL: bool = true;
 
     fn shape(&self, [qkv, external, _]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         match (qkv, external) {
@@ -258,6 +265,15 @@ impl Fused for Attention {
                 self.mix(sizes, b, (qkv.sample(b), external.sample(b)), &mut weights, out);
             }
         });
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        if call.count() == 0 {
+            return Ok(());
+        }
+        let plan = batched::Plan::new(self, call.dims(0), call.dims(1));
+        plan.forward(&mut batched::Gpu::new(call, &plan, false)?)
     }
 
     fn compose(&self, arguments: &[&Tensor]) -> TensorResult {
@@ -369,6 +385,7 @@ impl AttentionBackward {
 
 impl Fused for AttentionBackward {
     const NAME: &'static str = "attention-backward";
+    const KERNEL: bool = true;
 
     fn shape(&self, [qkv, external, _]: [&[usize]; ARGUMENTS]) -> TensorResult<Shape> {
         let count = |of: bool, dims: &[usize]| if of { dims.iter().product::<usize>() } else { 0 };
@@ -394,6 +411,19 @@ impl Fused for AttentionBackward {
                 self.sample(sizes, b, sources, grad.sample(b), out, &mut workspace);
             }
         });
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda<T: cuda::Element>(&self, call: &mut cuda::Call<T>) -> TensorResult<()> {
+        if !call.has(2) {
+            return Ok(());
+        }
+        if self.of_external && self.op.frozen > 0 {
+            let external: usize = call.dims(1).iter().product();
+            call.zero(call.count() - external)?;
+        }
+        let plan = batched::Plan::new(&self.op, call.dims(0), call.dims(1));
+        plan.backward((self.of_own, self.of_external), &mut batched::Gpu::new(call, &plan, true)?)
     }
 }
 

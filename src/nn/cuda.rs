@@ -1,13 +1,18 @@
 //! Runs the kernels of `kernels.cu`, which the build compiles to PTX.
 
 use candle_core::backend::BackendStorage;
+use candle_core::cuda::cudarc::cublas::result::gemm_strided_batched_ex;
+use candle_core::cuda::cudarc::cublas::sys::{
+    cublasComputeType_t, cublasGemmAlgo_t, cublasOperation_t, cudaDataType_t,
+};
 use candle_core::cuda::cudarc::driver::{
-    CudaSlice, CudaView, DeviceRepr, LaunchConfig, PushKernelArg, ValidAsZeroBits,
+    CudaSlice, CudaView, DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg, ValidAsZeroBits,
 };
 use candle_core::cuda::{CudaDType, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, Layout};
 use half::bf16;
 
+use super::attention::Product;
 use super::{ARGUMENTS, TensorResult};
 
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));
@@ -20,14 +25,18 @@ const THREADS: u32 = 256;
 pub trait Element: CudaDType + DeviceRepr + ValidAsZeroBits + 'static {
     /// What the names of its kernels end in.
     const SUFFIX: &'static str;
+    /// cuBLAS's word for it.
+    const BLAS: cudaDataType_t;
 }
 
 impl Element for f32 {
     const SUFFIX: &'static str = "float";
+    const BLAS: cudaDataType_t = cudaDataType_t::CUDA_R_32F;
 }
 
 impl Element for bf16 {
     const SUFFIX: &'static str = "bf16";
+    const BLAS: cudaDataType_t = cudaDataType_t::CUDA_R_16BF;
 }
 
 /// One call of an operation: its arguments and its result on the device.
@@ -49,6 +58,8 @@ pub enum Parameter<'p> {
     Output,
     /// A workspace between two kernels.
     Workspace(&'p CudaSlice<f32>),
+    /// A workspace whose bytes are of the operation's element type.
+    Own(&'p CudaSlice<u8>),
     /// A size that fits 32 bits.
     U32(u32),
     /// A number of elements.
@@ -115,6 +126,100 @@ impl<T: Element> Call<'_, T> {
         self.device.cuda_stream().alloc_zeros::<f32>(count).w()
     }
 
+    /// A workspace that is written before it is read.
+    ///
+    /// # Errors
+    /// Where memory runs out.
+    pub fn unwritten<E: DeviceRepr>(&self, count: usize) -> TensorResult<CudaSlice<E>> {
+        // SAFETY: any bits make an E, as those types are numbers; who asks for them writes each before reading it.
+        unsafe { self.device.alloc::<E>(count) }
+    }
+
+    /// Makes the result where it is among the parameters and is not there yet.
+    fn make_result(&mut self, parameters: &[Parameter]) -> TensorResult<()> {
+        if self.out.is_none() && parameters.iter().any(|parameter| matches!(parameter, Parameter::Output)) {
+            let slice = self.unwritten::<T>(self.count)?;
+            self.out = Some(CudaStorage::wrap_cuda_slice(slice, self.device.clone()));
+        }
+        Ok(())
+    }
+
+    /// Sets the result to zero from an element on.
+    ///
+    /// # Errors
+    /// Those of the driver.
+    pub fn zero(&mut self, from: usize) -> TensorResult<()> {
+        self.make_result(&[Parameter::Output])?;
+        let Some(out) = &mut self.out else { return Ok(()) };
+        let mut rest = T::as_cuda_slice_mut(out)?.slice_mut(from..);
+        self.device.cuda_stream().memset_zeros(&mut rest).w()
+    }
+
+    /// One product for each head, by cuBLAS; the buffers are those of the left argument, the right one and the result, and
+    /// the product says how it is read column by column. Sums are in single precision.
+    ///
+    /// # Errors
+    /// Those of cuBLAS.
+    pub fn multiply(&mut self, product: Product, buffers: [Parameter; 3]) -> TensorResult<()> {
+        self.make_result(&buffers)?;
+        let (stream, blas) = (self.device.cuda_stream(), self.device.cublas_handle());
+        let out = self.out.as_ref().map(T::as_cuda_slice).transpose()?;
+        // All work of a device is in one stream, in the order in which it is asked for: to write waits for no more than to
+        // read does.
+        let stacks = [product.lhs, product.rhs, product.out];
+        let address = |at: usize| {
+            let ((start, guard), kind) = match (&buffers[at], out) {
+                (Parameter::Input(index), _) => (self.views[*index].device_ptr(&stream), T::BLAS),
+                (Parameter::Own(bytes), _) => (bytes.device_ptr(&stream), T::BLAS),
+                (Parameter::Workspace(numbers), _) => (numbers.device_ptr(&stream), f32::BLAS),
+                (Parameter::Output, Some(out)) => (out.device_ptr(&stream), T::BLAS),
+                _ => candle_core::bail!("a product of something that is no matrix"),
+            };
+            let size = if kind == T::BLAS { size_of::<T>() } else { size_of::<f32>() };
+            Ok((start + (stacks[at].first * size) as u64, kind, guard))
+        };
+        let [(lhs, lhs_kind, _lhs), (rhs, rhs_kind, _rhs), (out, out_kind, _out)] =
+            [address(0)?, address(1)?, address(2)?];
+        let [transposed_lhs, transposed_rhs, _] = stacks.map(|stack| match stack.transposed {
+            true => cublasOperation_t::CUBLAS_OP_T,
+            false => cublasOperation_t::CUBLAS_OP_N,
+        });
+        let [lhs_row, rhs_row, out_row] = stacks.map(|stack| stack.row as i32);
+        let [lhs_head, rhs_head, out_head] = stacks.map(|stack| stack.head as i64);
+        let (m, n, k) = product.shape;
+        let (scale, keep) = (product.scale, if product.add { 1f32 } else { 0.0 });
+        // SAFETY: the addresses are of this device and alive until the guards go; the plan of the operation keeps every
+        // matrix within its buffer, which a test on the processor checks; sums, and with them both factors, are f32.
+        unsafe {
+            gemm_strided_batched_ex(
+                *blas.handle(),
+                transposed_lhs,
+                transposed_rhs,
+                m as i32,
+                n as i32,
+                k as i32,
+                (&raw const scale).cast(),
+                lhs as *const _,
+                lhs_kind,
+                lhs_row,
+                lhs_head,
+                rhs as *const _,
+                rhs_kind,
+                rhs_row,
+                rhs_head,
+                (&raw const keep).cast(),
+                out as *mut _,
+                out_kind,
+                out_row,
+                out_head,
+                product.heads as i32,
+                cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
+            )
+        }
+        .w()
+    }
+
     /// Starts a kernel.
     ///
     /// # Errors
@@ -125,11 +230,7 @@ impl<T: Element> Call<'_, T> {
         }
         let name = format!("{kernel}_{}", T::SUFFIX);
         let function = self.device.get_or_load_custom_func(&name, MODULE, PTX)?;
-        if self.out.is_none() && parameters.iter().any(|parameter| matches!(parameter, Parameter::Output)) {
-            // SAFETY: every kernel writes each element of its result before anything reads it.
-            let slice = unsafe { self.device.alloc::<T>(self.count) }?;
-            self.out = Some(CudaStorage::wrap_cuda_slice(slice, self.device.clone()));
-        }
+        self.make_result(parameters)?;
         let mut builder = function.builder();
         let mut out = self.out.as_mut().map(T::as_cuda_slice_mut).transpose()?;
         for parameter in parameters {
@@ -140,6 +241,7 @@ impl<T: Element> Call<'_, T> {
                     None => candle_core::bail!("{kernel}: the result is given twice"),
                 },
                 Parameter::Workspace(numbers) => builder.arg(*numbers),
+                Parameter::Own(bytes) => builder.arg(*bytes),
                 Parameter::U32(value) => builder.arg(value),
                 Parameter::U64(value) => builder.arg(value),
                 Parameter::I32(value) => builder.arg(value),
@@ -174,6 +276,12 @@ impl<T: Element> Call<'_, T> {
 /// Enough blocks for a thread to each element, or to every so many of very many.
 pub fn elements(count: usize) -> LaunchConfig {
     let blocks = count.div_ceil(THREADS as usize).min(1 << 20) as u32;
+    LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }
+}
+
+/// One warp for each row.
+pub fn warps(rows: usize) -> LaunchConfig {
+    let blocks = rows.div_ceil(THREADS as usize / 32) as u32;
     LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }
 }
 

@@ -262,6 +262,47 @@ template <typename T> __device__ void softmax_backward(const T* p, const T* dp, 
     }
 }
 
+// ── attention of one sample, heads one after the other: one warp a row ──
+// Key j lies in column j, after the positions' own keys `gap` columns further; `first` keys are under the first softmax.
+// Columns between and behind hold nothing and are not read.
+
+#define WARP_ROW \
+    u32 r = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32; \
+    if (r >= rows) return; \
+    u64 row = (u64)r * stride;
+#define KEY(j) (row + (j) + ((j) < queries ? 0 : gap))
+
+// From scaled scores; a query sees `length` keys at most, and where `causal` none behind its own position.
+template <typename T>
+__device__ void attention_weights(const float* scores, T* weights, u32 rows, u32 stride, u32 queries, u32 gap, u32 first, u32 keys, u32 length, int causal) {
+    WARP_ROW
+    u32 seen = causal ? min(length, r % queries + 1) : length;
+    for (int group = 0; group < 2; group++) {
+        u32 from = group ? first : 0, to = min(group ? keys : first, seen);
+        float peak = -INFINITY, sum = 0.0f;
+        for (u32 j = from + lane; j < to; j += 32) peak = fmaxf(peak, scores[KEY(j)]);
+        peak = warp_max(peak);
+        for (u32 j = from + lane; j < to; j += 32) sum += expf(scores[KEY(j)] - peak);
+        float share = 1.0f / warp_sum(sum);
+        for (u32 j = from + lane; j < to; j += 32) store(weights, KEY(j), expf(scores[KEY(j)] - peak) * share);
+    }
+    for (u32 j = seen + lane; j < keys; j += 32) store(weights, KEY(j), 0.0f);
+}
+
+// From the weights and their gradient to that of the unscaled scores.
+template <typename T>
+__device__ void attention_slopes(const T* weights, const float* grads, T* slopes, u32 rows, u32 stride, u32 queries, u32 gap, u32 first, u32 keys, float scale) {
+    WARP_ROW
+    for (int group = 0; group < 2; group++) {
+        u32 from = group ? first : 0, to = group ? keys : first;
+        float mean = 0.0f;
+        for (u32 j = from + lane; j < to; j += 32) mean += load(weights, KEY(j)) * grads[KEY(j)];
+        mean = warp_sum(mean);
+        for (u32 j = from + lane; j < to; j += 32)
+            store(slopes, KEY(j), load(weights, KEY(j)) * (grads[KEY(j)] - mean) * scale);
+    }
+}
+
 // ── squared error of each sample: one block a sample ──
 
 template <typename T> __device__ void squared_error(const T* x, const T* y, T* out, u64 sample) {
@@ -312,6 +353,8 @@ ENTRY grn_##T(const T* x, const T* gamma, const T* beta, const float* norms, con
 ENTRY grn_backward_##T(const T* x, const T* dy, const T* gamma, const float* norms, const float* products, const float* means, T* dx, u32 positions, u32 width, u64 count) { grn_backward(x, dy, gamma, norms, products, means, dx, positions, width, count); } \
 ENTRY softmax_##T(const T* x, T* y, u32 first, u32 keys) { softmax(x, y, first, keys); } \
 ENTRY softmax_backward_##T(const T* p, const T* dp, T* ds, u32 first, u32 keys) { softmax_backward(p, dp, ds, first, keys); } \
+ENTRY attention_weights_##T(const float* scores, T* weights, u32 rows, u32 stride, u32 queries, u32 gap, u32 first, u32 keys, u32 length, int causal) { attention_weights(scores, weights, rows, stride, queries, gap, first, keys, length, causal); } \
+ENTRY attention_slopes_##T(const T* weights, const float* grads, T* slopes, u32 rows, u32 stride, u32 queries, u32 gap, u32 first, u32 keys, float scale) { attention_slopes(weights, grads, slopes, rows, stride, queries, gap, first, keys, scale); } \
 ENTRY squared_error_##T(const T* x, const T* y, T* out, u64 sample) { squared_error(x, y, out, sample); } \
 ENTRY squared_error_backward_##T(const T* x, const T* y, const T* g, T* dx, u64 sample, u64 count) { squared_error_backward(x, y, g, dx, sample, count); } \
 ENTRY adamw_##T(const T* theta, const T* grad, const T* moments, T* out, float keep, float a1, float b2, float a2, float rate, float root, float eps, u64 count) { adamw(theta, grad, moments, out, keep, a1, b2, a2, rate, root, eps, count); }

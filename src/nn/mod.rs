@@ -13,7 +13,7 @@ use candle_core::{Shape, Tensor};
 
 use crate::error::Error;
 #[cfg(feature = "cuda")]
-use cuda::Parameter::{self, F32, I32, Input, Output, U32, U64, Workspace};
+use cuda::Parameter::{self, F32, I32, Input, Output, Own, U32, U64, Workspace};
 use op::{Argument, Fused, Gradients, wanted};
 
 mod activation;
