@@ -222,3 +222,35 @@ pub fn clip_gradients(grads: &mut [Option<Tensor>], max_norm: f64) -> Result<f64
     }
     Ok(norm)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::super::testing::{distance, double, on_each_device, var};
+    use super::*;
+
+    /// The parameters after five steps, and both moments.
+    fn five_steps(start: &Tensor, grads: &[Tensor]) -> Vec<Tensor> {
+        let var = Var::from_tensor(start).unwrap();
+        let mut optimiser = AdamW::new(vec![("w".into(), var.clone())], AdamWConfig::default()).unwrap();
+        for grad in grads {
+            optimiser.step(&[Some(grad.clone())], 1e-2).unwrap();
+        }
+        let tensors = std::iter::once(var.as_detached_tensor()).chain(optimiser.state("").into_values());
+        tensors.map(|tensor| tensor.to_dtype(DType::F32).unwrap()).collect()
+    }
+
+    #[test]
+    fn five_steps_are_those_of_double_precision() {
+        on_each_device(|device| {
+            let start = var(device, &[7, 41], 0).detach();
+            let grads: Vec<Tensor> = (1..6).map(|index| var(device, &[7, 41], index).detach()).collect();
+            let theirs = five_steps(&double(&start), &grads.iter().map(double).collect::<Vec<_>>());
+            for (ours, theirs) in five_steps(&start, &grads).iter().zip(&theirs) {
+                assert!(distance(ours, theirs) < 1e-6);
+                assert!(distance(ours, &start) > 1e-2);
+            }
+        });
+    }
+}

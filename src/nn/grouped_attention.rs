@@ -324,28 +324,37 @@ mod tests {
         Keys { num_heads: 6, num_key_value_heads: 2, starts: starts.to_vec(), filled }
     }
 
-    fn drawn(shape: [usize; 3], index: u64) -> Tensor {
-        var(&Device::Cpu, &shape, index).detach()
+    fn drawn(device: &Device, shape: [usize; 3], index: u64) -> Tensor {
+        var(device, &shape, index).detach()
     }
 
     #[test]
     fn equals_its_composition_with_padding_and_earlier_keys() {
-        for (queries, filled, columns) in [(9, 9, 9), (300, 300, 300), (4, 11, 16), (1, 200, 201)] {
-            let (q, k, v) =
-                (drawn([2, queries, 24], 0), drawn([2, columns, 8], 1), drawn([2, columns, 8], 2));
-            for starts in [[0, 0], [0, 3], [filled - 1, 1]] {
-                let layout = layout(&starts, filled);
-                let ours = grouped_attention(&q, &k, &v, &layout).unwrap();
-                let theirs = grouped_attention(&double(&q), &double(&k), &double(&v), &layout).unwrap();
-                let distance = distance(&ours, &theirs.to_dtype(DType::F32).unwrap());
-                assert!(distance < 3e-6, "{queries} of {filled}, from {starts:?}: {distance}");
+        on_each_device(|device| {
+            for (queries, filled, columns) in [(9, 9, 9), (300, 300, 300), (4, 11, 16), (1, 200, 201)] {
+                let (q, k, v) = (
+                    drawn(device, [2, queries, 24], 0),
+                    drawn(device, [2, columns, 8], 1),
+                    drawn(device, [2, columns, 8], 2),
+                );
+                for starts in [[0, 0], [0, 3], [filled - 1, 1]] {
+                    let layout = layout(&starts, filled);
+                    let ours = grouped_attention(&q, &k, &v, &layout).unwrap();
+                    let theirs = grouped_attention(&double(&q), &double(&k), &double(&v), &layout).unwrap();
+                    let distance = distance(&ours, &theirs.to_dtype(DType::F32).unwrap());
+                    assert!(distance < 3e-6, "{queries} of {filled}, from {starts:?}: {distance}");
+                }
             }
-        }
+        });
     }
 
     #[test]
     fn a_sample_is_the_same_alone_and_behind_padding() {
-        let (q, k, v) = (drawn([1, 7, 24], 0), drawn([1, 7, 8], 1), drawn([1, 7, 8], 2));
+        let (q, k, v) = (
+            drawn(&Device::Cpu, [1, 7, 24], 0),
+            drawn(&Device::Cpu, [1, 7, 8], 1),
+            drawn(&Device::Cpu, [1, 7, 8], 2),
+        );
         let alone = grouped_attention(&q, &k, &v, &layout(&[0], 7)).unwrap();
         let padded = |xs: &Tensor| {
             let zeros = Tensor::zeros((1, 5, xs.dim(2).unwrap()), DType::F32, &Device::Cpu).unwrap();
@@ -359,20 +368,22 @@ mod tests {
 
     #[test]
     fn its_gradients_are_those_of_double_precision() {
-        // One block of queries, two, and keys of earlier calls.
-        for (queries, columns, filled) in [(5, 5, 5), (150, 150, 150), (3, 9, 7)] {
-            let [q, k, v] = [([2, queries, 24], 0), ([2, columns, 8], 1), ([2, columns, 8], 2)]
-                .map(|(shape, index)| var(&Device::Cpu, &shape, index));
-            let layout = layout(&[0, filled - 2], filled);
-            let ours = grouped_attention(&q, &k, &v, &layout).unwrap();
-            let theirs = grouped_attention(&double(&q), &double(&k), &double(&v), &layout).unwrap();
-            same(&ours, &theirs.to_dtype(DType::F32).unwrap(), &[&q, &k, &v], 5e-6);
-        }
+        on_each_device(|device| {
+            // One block of queries, two, and keys of earlier calls.
+            for (queries, columns, filled) in [(5, 5, 5), (150, 150, 150), (3, 9, 7)] {
+                let [q, k, v] = [([2, queries, 24], 0), ([2, columns, 8], 1), ([2, columns, 8], 2)]
+                    .map(|(shape, index)| var(device, &shape, index));
+                let layout = layout(&[0, filled - 2], filled);
+                let ours = grouped_attention(&q, &k, &v, &layout).unwrap();
+                let theirs = grouped_attention(&double(&q), &double(&k), &double(&v), &layout).unwrap();
+                same(&ours, &theirs.to_dtype(DType::F32).unwrap(), &[&q, &k, &v], 5e-6);
+            }
+        });
     }
 
     #[test]
     fn what_does_not_fit_is_refused() {
-        let (q, k) = (drawn([1, 7, 24], 0), drawn([1, 7, 8], 1));
+        let (q, k) = (drawn(&Device::Cpu, [1, 7, 24], 0), drawn(&Device::Cpu, [1, 7, 8], 1));
         assert!(grouped_attention(&q, &k, &k, &layout(&[0], 8)).is_err());
         assert!(grouped_attention(&q, &k, &k, &layout(&[7], 7)).is_err());
         assert!(grouped_attention(&q, &k, &k, &layout(&[0, 0], 7)).is_err());

@@ -139,24 +139,26 @@ impl Fused for RmsNormWeight {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Device;
-
     use super::super::testing::*;
     use super::*;
 
     #[test]
     fn equals_its_composition_in_value_and_gradient() {
-        for width in [24, 128, 37] {
-            let (xs, w) = (var(&Device::Cpu, &[2, 5, width], 0), var(&Device::Cpu, &[width], 1));
-            let theirs = rms_norm(&double(&xs), &double(&w), 1e-6).unwrap();
-            let theirs = theirs.to_dtype(candle_core::DType::F32).unwrap();
-            same(&rms_norm(&xs, &w, 1e-6).unwrap(), &theirs, &[&xs, &w], 3e-6);
-        }
+        on_each_device(|device| {
+            for width in [24, 128, 37] {
+                let (xs, w) = (var(device, &[2, 5, width], 0), var(device, &[width], 1));
+                let theirs = rms_norm(&double(&xs), &double(&w), 1e-6).unwrap();
+                let theirs = theirs.to_dtype(candle_core::DType::F32).unwrap();
+                same(&rms_norm(&xs, &w, 1e-6).unwrap(), &theirs, &[&xs, &w], 3e-6);
+            }
+        });
     }
 
     #[test]
     fn computes_in_half_precision() {
-        let (xs, w) = (var(&Device::Cpu, &[2, 9, 40], 0), var(&Device::Cpu, &[40], 1));
-        same_in_half(&[&xs, &w], |xs| rms_norm(&xs[0], &xs[1], 1e-6));
+        on_each_device(|device| {
+            let (xs, w) = (var(device, &[2, 9, 40], 0), var(device, &[40], 1));
+            same_in_half(&[&xs, &w], |xs| rms_norm(&xs[0], &xs[1], 1e-6));
+        });
     }
 }

@@ -94,27 +94,31 @@ mod tests {
     use super::super::testing::*;
     use super::*;
 
-    fn angles() -> Tensor {
+    fn angles(device: &Device) -> Tensor {
         let angles: Vec<f32> = (0..2 * 5 * 4).map(|i| 0.37 * i as f32).collect();
-        let angles = Tensor::from_vec(angles, (2, 5, 4), &Device::Cpu).unwrap();
+        let angles = Tensor::from_vec(angles, (2, 5, 4), device).unwrap();
         Tensor::cat(&[angles.cos().unwrap(), angles.sin().unwrap()], 2).unwrap()
     }
 
     #[test]
     fn equals_its_composition_and_turns_back() {
-        let xs = var(&Device::Cpu, &[2, 5, 24], 0);
-        let ours = rotary(&xs, &angles()).unwrap();
-        let theirs = rotary(&double(&xs), &double(&angles())).unwrap();
-        same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&xs], 2e-6);
-        let back = op::apply(Rotary { back: true }, &[&ours, &angles()]).unwrap();
-        assert!(distance(&back, &xs) < 1e-6);
-        assert!(rotary(&xs, &angles().narrow(2, 0, 6).unwrap()).is_ok());
-        assert!(rotary(&xs, &angles().narrow(2, 0, 5).unwrap()).is_err());
+        on_each_device(|device| {
+            let (xs, angles) = (var(device, &[2, 5, 24], 0), angles(device));
+            let ours = rotary(&xs, &angles).unwrap();
+            let theirs = rotary(&double(&xs), &double(&angles)).unwrap();
+            same(&ours, &theirs.to_dtype(candle_core::DType::F32).unwrap(), &[&xs], 2e-6);
+            let back = op::apply(Rotary { back: true }, &[&ours, &angles]).unwrap();
+            assert!(distance(&back, &xs) < 1e-6);
+            assert!(rotary(&xs, &angles.narrow(2, 0, 6).unwrap()).is_ok());
+            assert!(rotary(&xs, &angles.narrow(2, 0, 5).unwrap()).is_err());
+        });
     }
 
     #[test]
     fn computes_in_half_precision() {
-        let xs = var(&Device::Cpu, &[2, 5, 24], 0);
-        same_in_half(&[&xs], |xs| rotary(&xs[0], &angles()));
+        on_each_device(|device| {
+            let xs = var(device, &[2, 5, 24], 0);
+            same_in_half(&[&xs], |xs| rotary(&xs[0], &angles(device)));
+        });
     }
 }

@@ -6,12 +6,31 @@ use crate::rng::stream;
 use crate::units::Seed;
 
 /// Runs a test on the CPU and, where the build and the machine have one, on a GPU.
+///
+/// Panics where there is none and `PPD_TEST_GPU=1` asks for it.
 pub fn on_each_device(test: impl Fn(&Device)) {
     test(&Device::Cpu);
     #[cfg(feature = "cuda")]
-    if let Ok(gpu) = Device::new_cuda_with_stream(0) {
+    let gpu = Device::new_cuda_with_stream(0).map_err(|fault| fault.to_string());
+    #[cfg(not(feature = "cuda"))]
+    let gpu = Err("built without the feature cuda".to_owned());
+    if let Some(gpu) = gpu_or_none(gpu, std::env::var_os("PPD_TEST_GPU").is_some_and(|asked| asked == "1")) {
         test(&gpu);
     }
+}
+
+fn gpu_or_none(gpu: Result<Device, String>, asked: bool) -> Option<Device> {
+    match gpu {
+        Err(fault) if asked => panic!("PPD_TEST_GPU=1 asks for a GPU, but: {fault}"),
+        gpu => gpu.ok(),
+    }
+}
+
+#[test]
+#[should_panic(expected = "PPD_TEST_GPU=1 asks for a GPU, but: there is none")]
+fn a_gpu_that_is_asked_for_is_not_skipped() {
+    assert!(gpu_or_none(Err("there is none".into()), false).is_none());
+    gpu_or_none(Err("there is none".into()), true);
 }
 
 /// A standard normal variable; `index` chooses the draw.
