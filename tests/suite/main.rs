@@ -6,6 +6,7 @@ mod cli;
 mod clip;
 mod data;
 mod decoder;
+mod devices;
 mod diffusion;
 mod fetch;
 mod frozen;

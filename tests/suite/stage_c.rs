@@ -8,15 +8,15 @@ use ppd::models::layout;
 use ppd::models::stage_c::{Config, KeyValue, StageC};
 use ppd::weights::{Trainable, Weights};
 
+use crate::devices::{fixture_path, on_cpu, on_each_device};
 use crate::thinned;
 
 fn fixture(name: &str) -> Weights {
-    Weights::open(format!("{}/tests/fixtures/stage_c/{name}.safetensors", env!("CARGO_MANIFEST_DIR")))
-        .unwrap()
+    Weights::open(fixture_path(&format!("stage_c/{name}.safetensors"))).unwrap()
 }
 
 fn config() -> Config {
-    let path = format!("{}/tests/fixtures/stage_c/config.json", env!("CARGO_MANIFEST_DIR"));
+    let path = fixture_path("stage_c/config.json");
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
@@ -24,24 +24,29 @@ fn read(file: &Weights, name: &str) -> Tensor {
     file.read(name, DType::F32, &Device::Cpu).unwrap()
 }
 
-fn frozen() -> StageC {
-    StageC::new(&config(), fixture("prior").builder(DType::F32, &Device::Cpu)).unwrap()
+fn frozen(device: &Device) -> StageC {
+    StageC::new(&config(), fixture("prior").builder(DType::F32, device)).unwrap()
 }
 
 fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
-    (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    (on_cpu(a) - on_cpu(b)).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
 }
 
 /// ‖a − b‖ / ‖b‖.
 fn relative(a: &Tensor, b: &Tensor) -> f32 {
     let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
-    norm(&(a - b).unwrap()) / norm(b)
+    norm(&(on_cpu(a) - on_cpu(b)).unwrap()) / norm(&on_cpu(b))
 }
 
-/// The prediction for the inputs stored under `prefix`.
-fn predict(model: &StageC, file: &Weights, prefix: &str, scalars: Option<&[Tensor]>) -> Tensor {
-    let get = |name: &str| read(file, &format!("{prefix}{name}"));
+/// The prediction of a model on `device` for the inputs stored under `prefix`.
+fn predict(
+    (model, device): (&StageC, &Device),
+    file: &Weights,
+    prefix: &str,
+    scalars: Option<&[Tensor]>,
+) -> Tensor {
+    let get = |name: &str| file.read(&format!("{prefix}{name}"), DType::F32, device).unwrap();
     let tokens =
         model.conditioning_tokens(&get("clip_text"), &get("clip_text_pooled"), &get("clip_img")).unwrap();
     let text = model.key_values(&tokens).unwrap();
@@ -58,14 +63,16 @@ const FORWARD: f32 = 1e-5;
 
 #[test]
 fn predictions_equal_diffusers() {
-    let (model, golden) = (frozen(), fixture("unet_forward"));
-    for case in ["case0", "case1", "case2"] {
-        let difference = largest_difference(
-            &predict(&model, &golden, &format!("{case}."), None),
-            &read(&golden, &format!("{case}.out")),
-        );
-        assert!(difference < FORWARD, "{case}: {difference}");
-    }
+    on_each_device(|device| {
+        let (model, golden) = (frozen(device), fixture("unet_forward"));
+        for case in ["case0", "case1", "case2"] {
+            let difference = largest_difference(
+                &predict((&model, device), &golden, &format!("{case}."), None),
+                &read(&golden, &format!("{case}.out")),
+            );
+            assert!(difference < FORWARD, "{case}: {difference}");
+        }
+    });
 }
 
 /// The same file in Stability's layout: queries, keys and values of each attention in one tensor.
@@ -94,7 +101,7 @@ fn in_stabilitys_layout(diffusers: &Weights) -> BTreeMap<String, Tensor> {
 
 #[test]
 fn stabilitys_own_layout_is_read() {
-    let path = format!("{}/tests/fixtures/stage_c/stability_shapes.json", env!("CARGO_MANIFEST_DIR"));
+    let path = fixture_path("stage_c/stability_shapes.json");
     let shapes: BTreeMap<String, Vec<usize>> =
         serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let tensors = in_stabilitys_layout(&fixture("prior"));
@@ -110,8 +117,10 @@ fn stabilitys_own_layout_is_read() {
     let model =
         StageC::new(&config(), weights.builder_in(layout::stability, DType::F32, &Device::Cpu)).unwrap();
     let golden = fixture("unet_forward");
-    let difference =
-        largest_difference(&predict(&model, &golden, "case1.", None), &read(&golden, "case1.out"));
+    let difference = largest_difference(
+        &predict((&model, &Device::Cpu), &golden, "case1.", None),
+        &read(&golden, "case1.out"),
+    );
     assert!(difference < FORWARD, "{difference}");
 
     let wrong =
@@ -122,11 +131,15 @@ fn stabilitys_own_layout_is_read() {
 
 #[test]
 fn further_scalars_modulate_as_upstream() {
-    let (model, inputs, golden) = (frozen(), fixture("unet_forward"), fixture("unet_sca_crp"));
-    let scalars = [read(&golden, "sca"), read(&golden, "crp")];
-    let difference =
-        largest_difference(&predict(&model, &inputs, "case1.", Some(&scalars)), &read(&golden, "out"));
-    assert!(difference < FORWARD, "{difference}");
+    on_each_device(|device| {
+        let (model, inputs, golden) = (frozen(device), fixture("unet_forward"), fixture("unet_sca_crp"));
+        let scalars = ["sca", "crp"].map(|name| golden.read(name, DType::F32, device).unwrap());
+        let difference = largest_difference(
+            &predict((&model, device), &inputs, "case1.", Some(&scalars)),
+            &read(&golden, "out"),
+        );
+        assert!(difference < FORWARD, "{difference}");
+    });
 }
 
 #[test]
@@ -138,45 +151,48 @@ fn half_precision_that_overflows_is_refused() {
 
 #[test]
 fn every_gradient_equals_torchs() {
-    let golden = fixture("unet_backward");
-    let trainable = Trainable::from_weights(fixture("prior"));
-    let model = StageC::new(&config(), trainable.builder(&Device::Cpu)).unwrap();
-    let input = |name: &str| Var::from_tensor(&read(&golden, &format!("in.{name}"))).unwrap();
-    let (sample, text, pooled, image) =
-        (input("sample"), input("clip_text"), input("clip_text_pooled"), input("clip_img"));
-    let tokens = model.conditioning_tokens(&text, &pooled, &image).unwrap();
-    let out = model
-        .forward(&sample, &read(&golden, "in.timestep_ratio"), &model.key_values(&tokens).unwrap(), None)
-        .unwrap();
-    assert!(largest_difference(&out, &read(&golden, "out")) < FORWARD);
-    let loss = (&out - &read(&golden, "in.target")).unwrap().sqr().unwrap().mean_all().unwrap();
-    let grads = loss.backward().unwrap();
-    let mut compared = 0;
-    let vars = trainable.vars();
-    let parameters = vars.iter().map(|(name, var)| (format!("grad.param.{name}"), var.as_tensor()));
-    let inputs = [
-        ("grad.in.sample", &sample),
-        ("grad.in.clip_text", &text),
-        ("grad.in.clip_text_pooled", &pooled),
-        ("grad.in.clip_img", &image),
-    ];
-    for (name, var) in parameters.chain(inputs.map(|(name, var)| (name.to_owned(), var.as_tensor()))) {
-        // Both further scalars default to zeros: their mappers get one gradient, which the fixture holds once.
-        let stored = name.replace("mapper_crp.weight", "mapper_sca.weight");
-        let got = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
-        let (got, expected) = thinned::entries(&golden, &stored, got);
-        let scale: f32 = expected.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
-        // A bias on every key shifts all scores alike: its gradient is zero, and the reference holds rounding noise.
-        if scale < 1e-7 {
-            assert!(largest_difference(&got, &expected) < 1e-6, "{name}");
-        } else {
-            let error = relative(&got, &expected);
-            assert!(error < 1e-4, "{name}: {error}");
+    on_each_device(|device| {
+        let golden = fixture("unet_backward");
+        let trainable = Trainable::from_weights(fixture("prior"));
+        let model = StageC::new(&config(), trainable.builder(device)).unwrap();
+        let get = |name: &str| golden.read(name, DType::F32, device).unwrap();
+        let input = |name: &str| Var::from_tensor(&get(&format!("in.{name}"))).unwrap();
+        let (sample, text, pooled, image) =
+            (input("sample"), input("clip_text"), input("clip_text_pooled"), input("clip_img"));
+        let tokens = model.conditioning_tokens(&text, &pooled, &image).unwrap();
+        let out = model
+            .forward(&sample, &get("in.timestep_ratio"), &model.key_values(&tokens).unwrap(), None)
+            .unwrap();
+        assert!(largest_difference(&out, &read(&golden, "out")) < FORWARD);
+        let loss = (&out - &get("in.target")).unwrap().sqr().unwrap().mean_all().unwrap();
+        let grads = loss.backward().unwrap();
+        let mut compared = 0;
+        let vars = trainable.vars();
+        let parameters = vars.iter().map(|(name, var)| (format!("grad.param.{name}"), var.as_tensor()));
+        let inputs = [
+            ("grad.in.sample", &sample),
+            ("grad.in.clip_text", &text),
+            ("grad.in.clip_text_pooled", &pooled),
+            ("grad.in.clip_img", &image),
+        ];
+        for (name, var) in parameters.chain(inputs.map(|(name, var)| (name.to_owned(), var.as_tensor()))) {
+            // Both further scalars default to zeros: their mappers get one gradient, which the fixture holds once.
+            let stored = name.replace("mapper_crp.weight", "mapper_sca.weight");
+            let got = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
+            let (got, expected) = thinned::entries(&golden, &stored, got);
+            let scale: f32 = expected.abs().unwrap().max_all().unwrap().to_scalar().unwrap();
+            // A bias on every key shifts all scores alike: its gradient is zero, and the reference holds rounding noise.
+            if scale < 1e-7 {
+                assert!(largest_difference(&got, &expected) < 1e-6, "{name}");
+            } else {
+                let error = relative(&got, &expected);
+                assert!(error < 1e-4, "{name}: {error}");
+            }
+            compared += 1;
         }
-        compared += 1;
-    }
-    assert_eq!(compared, vars.len() + 4, "every tensor of the checkpoint is compared");
-    assert_eq!(vars.len(), fixture("prior").names().len());
+        assert_eq!(compared, vars.len() + 4, "every tensor of the checkpoint is compared");
+        assert_eq!(vars.len(), fixture("prior").names().len());
+    });
 }
 
 /// K′ = u W′k and V′ = u W′v of each block, from the adapters stored under `prefix`.
@@ -195,31 +211,33 @@ fn user_branch(adapters: &BTreeMap<String, Var>, user: &Tensor) -> Vec<KeyValue>
 
 #[test]
 fn the_user_branch_equals_ip_adapters() {
-    let (model, golden) = (frozen(), fixture("unet_with_adapters"));
-    let adapters: BTreeMap<String, Var> = golden
-        .names()
-        .iter()
-        .filter_map(|name| {
-            Some((name.strip_prefix("adapter.")?.to_owned(), Var::from_tensor(&read(&golden, name)).unwrap()))
-        })
-        .collect();
-    let user = Var::from_tensor(&read(&golden, "user")).unwrap();
-    let get = |name: &str| read(&golden, name);
-    let tokens =
-        model.conditioning_tokens(&get("clip_text"), &get("clip_text_pooled"), &get("clip_img")).unwrap();
-    let text = model.key_values(&tokens).unwrap();
-    let branch = user_branch(&adapters, &user);
-    let out = model.forward(&get("sample"), &get("timestep_ratio"), &text, Some(&branch)).unwrap();
-    assert!(largest_difference(&out, &get("out")) < FORWARD);
-    let errors = (&out - &get("target")).unwrap().sqr().unwrap().mean((1, 2, 3)).unwrap();
-    assert!(largest_difference(&errors, &get("mse_per_sample")) < 1e-5);
-    let before = ppd::nn::counting::weight_gradients();
-    let grads = errors.mean_all().unwrap().backward().unwrap();
-    assert!(relative(grads.get(&user).unwrap(), &get("grad.user")) < 1e-4);
-    for (name, var) in &adapters {
-        let error = relative(grads.get(var).unwrap(), &get(&format!("grad.adapter.{name}")));
-        assert!(error < 1e-4, "{name}: {error}");
-    }
-    let computed = ppd::nn::counting::weight_gradients() - before;
-    assert_eq!(computed, adapters.len() as u64, "no frozen weight's gradient is computed");
+    on_each_device(|device| {
+        let (model, golden) = (frozen(device), fixture("unet_with_adapters"));
+        let get = |name: &str| golden.read(name, DType::F32, device).unwrap();
+        let adapters: BTreeMap<String, Var> = golden
+            .names()
+            .iter()
+            .filter_map(|name| {
+                Some((name.strip_prefix("adapter.")?.to_owned(), Var::from_tensor(&get(name)).unwrap()))
+            })
+            .collect();
+        let user = Var::from_tensor(&get("user")).unwrap();
+        let tokens =
+            model.conditioning_tokens(&get("clip_text"), &get("clip_text_pooled"), &get("clip_img")).unwrap();
+        let text = model.key_values(&tokens).unwrap();
+        let branch = user_branch(&adapters, &user);
+        let out = model.forward(&get("sample"), &get("timestep_ratio"), &text, Some(&branch)).unwrap();
+        assert!(largest_difference(&out, &get("out")) < FORWARD);
+        let errors = (&out - &get("target")).unwrap().sqr().unwrap().mean((1, 2, 3)).unwrap();
+        assert!(largest_difference(&errors, &get("mse_per_sample")) < 1e-5);
+        let before = ppd::nn::counting::weight_gradients();
+        let grads = errors.mean_all().unwrap().backward().unwrap();
+        assert!(relative(grads.get(&user).unwrap(), &get("grad.user")) < 1e-4);
+        for (name, var) in &adapters {
+            let error = relative(grads.get(var).unwrap(), &get(&format!("grad.adapter.{name}")));
+            assert!(error < 1e-4, "{name}: {error}");
+        }
+        let computed = ppd::nn::counting::weight_gradients() - before;
+        assert_eq!(computed, adapters.len() as u64, "no frozen weight's gradient is computed");
+    });
 }

@@ -4,13 +4,16 @@
 use candle_core::{DType, Device, Tensor};
 use ppd::weights::Weights;
 
-/// The entries of a tensor that a fixture holds, and the fixture's.
+use crate::devices::on_cpu;
+
+/// The entries of a tensor that a fixture holds, and the fixture's, both on the CPU.
 ///
 /// Panics where the norms of a thinned one differ by more than 1e-4 of the fixture's.
 pub fn entries(golden: &Weights, name: &str, got: &Tensor) -> (Tensor, Tensor) {
     let read = |name: &str| golden.read(name, DType::F32, &Device::Cpu).unwrap();
+    let got = on_cpu(got);
     if golden.names().contains(&name) {
-        return (got.clone(), read(name));
+        return (got, read(name));
     }
     let all = got.flatten_all().unwrap();
     let norm: f32 = all.sqr().unwrap().sum_all().unwrap().sqrt().unwrap().to_scalar().unwrap();
