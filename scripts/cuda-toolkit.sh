@@ -53,7 +53,8 @@ export CUDA_HOME="$cuda" CUDA_PATH="$cuda" CUDA_ROOT="$cuda" CUDA_TOOLKIT_ROOT_D
 export PATH="$cuda/bin:\$PATH"
 # No nvidia-smi is asked for the GPU's generation: 90 is Hopper, 80 Ampere, 89 Ada, 100 Blackwell.
 export CUDA_COMPUTE_CAP="\${CUDA_COMPUTE_CAP:-90}"
-export RUSTFLAGS="\${RUSTFLAGS:-} -L native=$cuda/lib -L native=$stubs"
+# For the linker; RUSTFLAGS would take the place of those in .cargo/config.toml.
+export LIBRARY_PATH="$cuda/lib:$stubs\${LIBRARY_PATH:+:\$LIBRARY_PATH}"
 ENV
 "$cuda/bin/nvcc" --version | tail -2
 echo "Ready: . $dir/env.sh && cargo build --release --features cuda"
