@@ -45,13 +45,15 @@ ROWS = [
     ("attention", "attention", 1e-4),
     ("squared-error", "squared-error", 1e-4),
     ("bca", "bca", 1e-9),
-    ("bca-parallel", "bca-parallel", 1e-9),
+    ("bca-parallel", "bca", 1e-9),
     # On a GPU, and only where asked for by name: random weights, so there are no numbers to agree.
     ("full-step", "full-step", 0.0),
     ("full-step-cached", "full-step-cached", 0.0),
     ("full-step-cached", "full-step", 0.0),
 ]
 NOTHING = 1e-9
+# What may differ all the same, and why; printed below the table.
+EXCEPTIONS = {("bca-parallel", "bca"): {"threads": "scipy's bootstrap computes on one"}}
 NEED_INPUTS = {"step", "step-cached", "sample", "encode"}
 
 # Of a full-size step: how many forward passes its work is worth (the reference's, the policy's, and the way back, which
@@ -79,8 +81,11 @@ def built(features):
     raise SystemExit("cargo built no bench named ppd")
 
 
-def machine():
-    """The processor's name and the number of cores that this process may use."""
+def machine(device="cpu"):
+    """The name of what computed: the processor's, or the first GPU's."""
+    if device == "cuda":
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader", "--id=0"]
+        return output(query).strip()
     name = platform.processor() or platform.machine()
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -89,9 +94,9 @@ def machine():
     return name
 
 
-def why_not_comparable(ours, theirs, tolerance):
-    """What differs between two measurements, or None."""
-    keys = sorted(ours["shape"].keys() | theirs["shape"].keys())
+def why_not_comparable(ours, theirs, tolerance, excepted=()):
+    """What differs between two measurements, or None; `excepted` names what of their shapes may."""
+    keys = sorted((ours["shape"].keys() | theirs["shape"].keys()) - set(excepted))
     for key in keys:
         left, right = ours["shape"].get(key), theirs["shape"].get(key)
         if left != right:
@@ -126,12 +131,12 @@ def append(path, rows):
         writer.writerows(rows)
 
 
-def versions():
+def versions(scipy):
     from importlib.metadata import version
 
     manifest = (ROOT / "Cargo.toml").read_text().splitlines()
     ours = next(line.split('"')[1] for line in manifest if line.startswith("version"))
-    return {"ppd": ours, "torch": version("torch"), "scipy": version("scipy")}
+    return {"ppd": ours, "torch": version("torch"), "scipy": version("scipy") if scipy else ""}
 
 
 def parsed():
@@ -145,6 +150,10 @@ def parsed():
     parser.add_argument("--features", help="cargo features of our side, such as cuda")
     parser.add_argument("--program", help="our side, built already, where there is no cargo")
     parser.add_argument("--no-record", action="store_true", help="do not append to benches/results")
+    parser.add_argument("--results", type=pathlib.Path, default=ROOT / "benches/results", help="append there instead")
+    parser.add_argument("--commit", help="that of the program, where there is no repository")
+    parser.add_argument("--least-ratio", type=float, help="exit with 1 where a ratio is smaller")
+    parser.add_argument("--most-memory", type=float, help="exit with 1 where our peak memory is more of the twin's")
     arguments = parser.parse_args()
     known = {ours for ours, _, _ in ROWS}
     for name in arguments.names:
@@ -185,30 +194,55 @@ def peak(runs):
     return max((run["peak_bytes"] for run in runs if run["peak_bytes"]), default=None)
 
 
+def memory_share(left, right):
+    """Our peak memory over theirs, or None where a system does not tell."""
+    return peak(left) / peak(right) if peak(left) and peak(right) else None
+
+
 def line(ours, theirs, left, right):
     """The cells of one comparison."""
     mine, other = summary(left), summary(right)
     each = sorted(summary([r])[0] / summary([l])[0] for l, r in zip(left, right))
-    memory = f"{peak(left) / peak(right):.2f}" if peak(left) and peak(right) else "–"
+    memory = memory_share(left, right)
     ratio = f"{other[0] / mine[0]:.2f} ({each[0]:.2f}–{each[-1]:.2f})"
-    return [ours, theirs, milliseconds(*mine), milliseconds(*other), ratio, memory]
+    return [ours, theirs, milliseconds(*mine), milliseconds(*other), ratio, f"{memory:.2f}" if memory else "–"]
+
+
+def shortcomings(left, right, arguments):
+    """What was asked of a comparison and does not hold."""
+    found, ratio, memory = [], summary(right)[0] / summary(left)[0], memory_share(left, right)
+    if arguments.least_ratio is not None and ratio < arguments.least_ratio:
+        found.append(f"the ratio is {ratio:.3g}, to be at least {arguments.least_ratio:g}")
+    if arguments.most_memory is not None and (memory is None or memory > arguments.most_memory):
+        held = "unknown" if memory is None else f"{memory:.3g} of the twin's"
+        found.append(f"the peak memory is {held}, to be at most {arguments.most_memory:g}")
+    return found
 
 
 def print_table(rows, runs, arguments):
-    """Prints the ratios; answers how many were refused."""
-    print(f"{machine()}, {arguments.threads} threads; median (fastest–slowest) of {arguments.rounds} × {arguments.reps}.\n")
+    """Prints the ratios; answers how many were refused or fall short of what was asked."""
+    computers = sorted({machine(run[0]["shape"]["device"]) for run in runs.values()})
+    counted = f"median (fastest–slowest) of {arguments.rounds} × {arguments.reps}"
+    print(f"{', '.join(computers)}; {arguments.threads} threads; {counted}.\n")
     print("| here | PyTorch / scipy | ppd | PyTorch / scipy | ratio | peak memory |")
     print("| :-- | :-- | --: | --: | --: | --: |")
-    refused = 0
+    failed, notes = 0, []
     for ours, theirs, tolerance in rows:
         left, right = runs["ppd", ours], runs["torch", theirs]
-        reasons = [why_not_comparable(*round, tolerance) for round in zip(left, right)]
+        excepted = EXCEPTIONS.get((ours, theirs), {})
+        reasons = [why_not_comparable(*round, tolerance, excepted) for round in zip(left, right)]
         reason = next(filter(None, reasons), None)
-        refused += reason is not None
         cells = [ours, theirs, "–", "–", f"not comparable: {reason}", "–"] if reason else line(ours, theirs, left, right)
         print("|", " | ".join(cells), "|")
+        for key, why in excepted.items():
+            values = [side[0]["shape"].get(key) for side in (left, right)]
+            notes.append(f"{ours}: {key} is {values[0]} here and {values[1]} there, as {why}.")
+        short = [] if reason else shortcomings(left, right, arguments)
+        notes += [f"{ours} beside {theirs}: {what}." for what in short]
+        failed += bool(reason or short)
     print("\nRatio: their median over ours (of each round: least–greatest). Peak memory: ours over theirs, whole process.")
-    return refused
+    print("\n".join(notes))
+    return failed
 
 
 def print_full_size(runs):
@@ -234,23 +268,27 @@ def print_full_size(runs):
 def record(runs, arguments):
     """Appends every measurement, with the command that made it, to this machine's file."""
     shown = {"ppd": "cargo bench --bench ppd --", "torch": "python benches/torch/twin.py"}
-    commit = output(["git", "rev-parse", "--short", "HEAD"]).strip()
-    dirty = "+" if output(["git", "status", "--porcelain", "--untracked-files=no"]).strip() else ""
-    version = versions()
-    table = []
+    commit = arguments.commit
+    if commit is None:
+        commit = output(["git", "rev-parse", "--short", "HEAD"]).strip()
+        commit += "+" if output(["git", "status", "--porcelain", "--untracked-files=no"]).strip() else ""
+    version = versions(any(name.startswith("bca") for _, name in runs))
+    tables = {}
     for (program, name), measured in sorted(runs.items()):
         median, low, high = summary(measured)
         library = "scipy" if program == "torch" and name.startswith("bca") else program
         inputs = ["--inputs", "DIR"] if name in NEED_INPUTS else []
-        table.append({
-            "date": datetime.date.today().isoformat(), "commit": commit + dirty, "machine": machine(),
+        computer = machine(measured[0]["shape"]["device"])
+        tables.setdefault(computer, []).append({
+            "date": datetime.date.today().isoformat(), "commit": commit, "machine": computer,
             "bench": name, "program": library, "version": version[library], "median_s": f"{median:.6g}",
             "min_s": f"{low:.6g}", "max_s": f"{high:.6g}", "repetitions": arguments.rounds * arguments.reps,
             "peak_bytes": peak(measured), "shape": json.dumps(measured[0]["shape"]),
             "command": f"{shown[program]} {shlex.join([name, *options(name, arguments), *inputs])}",
         })
-    slug = "-".join(part for part in "".join(c if c.isalnum() else " " for c in machine().lower()).split())
-    append(ROOT / f"benches/results/{slug}.csv", table)
+    for computer, table in tables.items():
+        slug = "-".join("".join(c if c.isalnum() else " " for c in computer.lower()).split())
+        append(arguments.results / f"{slug}.csv", table)
 
 
 def main():
@@ -258,11 +296,11 @@ def main():
     names = arguments.names or [ours for ours, _, _ in ROWS if not ours.startswith("full-")]
     rows = [row for row in ROWS if row[0] in names]
     runs = measure(rows, arguments)
-    refused = print_table(rows, runs, arguments)
+    failed = print_table(rows, runs, arguments)
     print_full_size(runs)
     if not arguments.no_record:
         record(runs, arguments)
-    return 1 if refused else 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -545,8 +545,8 @@ def squared_error(arguments):
 # ── statistics ──
 
 
-def bca(arguments, threads=1):
-    """scipy's BCa of the mean of all rows, which knows no clusters, and uses one of `threads` threads."""
+def bca(arguments):
+    """scipy's BCa of the mean of all rows, on one thread; it knows no clusters."""
     import numpy
     from scipy import stats
 
@@ -561,7 +561,7 @@ def bca(arguments, threads=1):
         return values.mean()
 
     seconds, mean = timed(arguments.reps, call)
-    shape = {"rows": rows, "resamples": resamples, "dtype": "f64", "threads": threads, "device": "cpu"}
+    shape = {"rows": rows, "resamples": resamples, "dtype": "f64", "threads": 1, "device": "cpu"}
     return shape, seconds, [float(mean)]
 
 
@@ -582,7 +582,6 @@ BENCHES = {
     "attention": attention,
     "squared-error": squared_error,
     "bca": bca,
-    "bca-parallel": lambda arguments: bca(arguments, arguments.threads),
     # On a GPU, and only where asked for by name.
     "full-step": full_step,
     "full-step-cached": lambda arguments: full_step(arguments, cached=True),
