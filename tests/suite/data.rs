@@ -10,6 +10,8 @@ use ppd::scenes;
 use ppd::units::Digest;
 use serde_json::{Value, json};
 
+use crate::packed;
+
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data").join(name)
 }
@@ -45,7 +47,7 @@ fn told(row: &Preference, column: &str) -> Value {
 }
 
 fn expected() -> serde_json::Map<String, Value> {
-    let text = std::fs::read_to_string(fixture("pick_a_pic.json")).unwrap();
+    let text = String::from_utf8(packed::bytes(&fixture("pick_a_pic.json"))).unwrap();
     let Value::Object(mut columns) = serde_json::from_str(&text).unwrap() else { panic!("a table") };
     assert_eq!(columns.len(), 20, "nineteen columns, and the rows of the mirror");
     columns.shift_remove("mirror");
@@ -71,7 +73,7 @@ fn every_column_of_a_pyarrow_file_is_read_exactly() {
 
 #[test]
 fn a_mirror_with_other_types_gives_the_same_pairs() {
-    let text = std::fs::read_to_string(fixture("pick_a_pic.json")).unwrap();
+    let text = String::from_utf8(packed::bytes(&fixture("pick_a_pic.json"))).unwrap();
     let table: Value = serde_json::from_str(&text).unwrap();
     let kept: Vec<usize> = table["mirror"]
         .as_array()

@@ -15,6 +15,8 @@ use ppd::units::Seed;
 use ppd::vlm::Vlm;
 use ppd::weights::{Trainable, Weights};
 
+use crate::packed;
+
 use crate::seeded;
 
 /// Hidden states of two layers are of order one; sums of up to 64 terms in another order move them by about 1e-6.
@@ -45,7 +47,10 @@ fn open(folder: &Path, dtype: DType) -> Vlm {
 }
 
 fn golden() -> Weights {
-    Weights::open(fixture("golden.safetensors")).unwrap()
+    let unpacked = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&unpacked, packed::bytes(&fixture("golden.safetensors"))).unwrap();
+    // The file stays mapped.
+    Weights::open(unpacked.path()).unwrap()
 }
 
 fn read(golden: &Weights, name: &str) -> Tensor {

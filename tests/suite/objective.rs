@@ -6,6 +6,8 @@ use candle_core::{DType, Device, Tensor};
 use ppd::objective::{BatchErrors, Config, dpo};
 use ppd::units::{Beta, TimestepCount};
 
+use crate::packed;
+
 type Golden = HashMap<String, Tensor>;
 
 fn fixture(path: &str) -> std::path::PathBuf {
@@ -13,7 +15,8 @@ fn fixture(path: &str) -> std::path::PathBuf {
 }
 
 fn golden(tensors: &str, meta: &str) -> (Golden, serde_json::Value) {
-    let tensors = candle_core::safetensors::load(fixture(tensors), &Device::Cpu).unwrap();
+    let tensors = packed::bytes(&fixture(tensors));
+    let tensors = candle_core::safetensors::load_buffer(&tensors, &Device::Cpu).unwrap();
     (tensors, serde_json::from_slice(&std::fs::read(fixture(meta)).unwrap()).unwrap())
 }
 

@@ -1,5 +1,7 @@
 //! Statistics held to scipy and statsmodels (tests/reference/golden_stats.py), and to what an interval promises.
 
+use std::path::Path;
+
 use ppd::rng::Stream;
 use ppd::stats::bootstrap::{distribution_of, jackknife};
 use ppd::stats::contrast::{benjamini_hochberg, bonferroni, holm};
@@ -12,6 +14,8 @@ use ppd::stats::{
 };
 use ppd::units::Seed;
 use serde_json::Value;
+
+use crate::packed;
 
 #[path = "../soak/coverage.rs"]
 mod coverage;
@@ -30,7 +34,7 @@ impl Fixture {
     fn read() -> Self {
         let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/stats");
         let json = std::fs::read(format!("{folder}/stats.json")).expect("the fixture is tracked");
-        let samples = std::fs::read(format!("{folder}/samples.safetensors")).expect("the fixture is tracked");
+        let samples = packed::bytes(&Path::new(folder).join("samples.safetensors"));
         Self { json: serde_json::from_slice(&json).expect("JSON"), samples }
     }
 
