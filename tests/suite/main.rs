@@ -17,6 +17,7 @@ mod judging;
 mod llava_onevision;
 mod local_hub;
 mod objective;
+mod ops;
 mod packed;
 mod paper;
 mod paper_people;

@@ -12,7 +12,8 @@ fn design() -> Design {
     let request = Request {
         study: "users".into(),
         experiments: Path::new(env!("CARGO_MANIFEST_DIR")).join("experiments"),
-        set: vec!["users.evaluated=6".into()],
+        // Another seed of users in the study changes nothing here.
+        set: vec!["users.evaluated=12".into(), "users.seed=5".into()],
         ..Request::default()
     };
     Design::of(&Spec::load(&request).unwrap()).unwrap()
