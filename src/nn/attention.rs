@@ -7,9 +7,6 @@ use super::*;
 #[cfg(any(test, feature = "cuda"))]
 mod batched;
 
-#[cfg(feature = "cuda")]
-pub(super) use batched::Product;
-
 /// The keys and values that one attention block gets from outside the picture.
 #[derive(Debug, Clone)]
 pub struct KeyValue {

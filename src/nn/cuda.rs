@@ -12,7 +12,7 @@ use candle_core::cuda::{CudaDType, WrapErr};
 use candle_core::{CudaDevice, CudaStorage, Layout};
 use half::bf16;
 
-use super::attention::Product;
+use super::product::Product;
 use super::{ARGUMENTS, TensorResult};
 
 const PTX: &str = include_str!(concat!(env!("OUT_DIR"), "/kernels.ptx"));

@@ -36,6 +36,8 @@ mod modulate;
 mod norm;
 mod op;
 mod packed;
+#[cfg(any(test, feature = "cuda"))]
+mod product;
 mod recompute;
 mod rms_norm;
 mod rotary;

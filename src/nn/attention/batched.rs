@@ -3,66 +3,11 @@
 //!
 //! The plan knows no device. CUDA multiplies by cuBLAS; a processor in its place holds the plan against [`Attention`].
 
+use super::super::product::{Buffer, Product, Stack};
 use super::*;
 
 /// Columns start where a row's start is aligned for the widest loads of half-precision numbers.
 const ALIGNED: usize = 8;
-
-/// What a matrix lies in.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(in crate::nn) enum Buffer {
-    /// The operation's argument of that index.
-    Input(usize),
-    /// The operation's result.
-    Output,
-    /// Scaled scores, then the gradient of the weights: single precision.
-    Scores,
-    /// The weights, in the operation's precision.
-    Weights,
-    /// The gradient of the scaled scores, in the operation's precision.
-    Slopes,
-}
-
-/// One matrix for each head, row by row.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::nn) struct Stack {
-    pub(in crate::nn) buffer: Buffer,
-    /// The first head's first element.
-    pub(in crate::nn) first: usize,
-    /// Elements from one row to the next.
-    pub(in crate::nn) row: usize,
-    /// Elements from one head to the next.
-    pub(in crate::nn) head: usize,
-    /// Whether it stands for its transpose.
-    pub(in crate::nn) transposed: bool,
-}
-
-impl Stack {
-    fn transposed(self) -> Self {
-        Self { transposed: true, ..self }
-    }
-}
-
-/// `out (m, n) = [out +] scale · lhs (m, k) · rhs (k, n)` for each of `heads`.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::nn) struct Product {
-    pub(in crate::nn) heads: usize,
-    pub(in crate::nn) shape: (usize, usize, usize),
-    pub(in crate::nn) scale: f32,
-    pub(in crate::nn) add: bool,
-    pub(in crate::nn) lhs: Stack,
-    pub(in crate::nn) rhs: Stack,
-    pub(in crate::nn) out: Stack,
-}
-
-impl Product {
-    /// The same for who reads matrices column by column, as cuBLAS does: what lies row by row is its transpose to them, so
-    /// the arguments change places, and an argument is transposed to them where it is here.
-    pub(in crate::nn) fn by_column(self) -> Self {
-        let (m, n, k) = self.shape;
-        Self { shape: (n, m, k), lhs: self.rhs, rhs: self.lhs, ..self }
-    }
-}
 
 /// The rows of one sample's scores, heads one after the other.
 #[derive(Debug, Clone, Copy)]
